@@ -1,0 +1,216 @@
+package storenode
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Options are the knobs of one store. The zero value of every optional field
+// is its default.
+type Options struct {
+	// Dir holds everything of the store: <Dir>/engine (data) and <Dir>/log
+	// (Raft log). Required. Both are one store: never copy or restore one
+	// without the other.
+	Dir string
+	// PD lists gRPC addresses of PD nodes. Required; one is enough to find the
+	// others, but only the listed ones are tried at start.
+	PD []string
+	// GRPCAddress is where clients and other stores reach this store's gRPC
+	// server (host:port). Required. The caller listens; the store only tells
+	// it to PD.
+	GRPCAddress string
+	// RaftListenAddress is where the Raft transport listens. Required.
+	RaftListenAddress string
+	// RaftAddress is how other stores reach RaftListenAddress. Default: the
+	// listen address. Must not be a wildcard.
+	RaftAddress string
+	// Labels describe where the store stands (zone, rack, ...) for placement.
+	Labels map[string]string
+	// Version is the version of the binary, shown by PD.
+	Version string
+
+	// TLS secures Raft, PD and store traffic (mutual). Default: none.
+	TLS *TLSFiles
+	// Insecure permits a Raft listener beyond loopback without TLS. Whoever
+	// reaches that port can then crash the store or write into its logs.
+	Insecure bool
+
+	// CapacityBytes bounds what the store may use of its disk. Default: the
+	// whole disk. Growing writes are refused near it, and the store stops
+	// cleanly at it.
+	CapacityBytes uint64
+	// MemoryBytes is the budget of the process; caches and memtables are cut
+	// from it. Default 1 GiB. Below 256 MiB it is refused. The Go memory limit
+	// is set by the caller.
+	MemoryBytes int64
+	// SyncWrites makes every engine commit wait for the disk. Default false:
+	// the Raft log is synced anyway and replays what the engine lost.
+	SyncWrites bool
+	// Engine overrides single engine settings. Zero fields follow from
+	// MemoryBytes.
+	Engine EngineOptions
+
+	// Tick is Raft's clock. Default 200 ms. Elections take 10 to 20 ticks when
+	// no store notices a death by itself.
+	Tick time.Duration
+	// ExecShards and LogShards are worker counts of Raft, frozen by the first
+	// start on a directory. Default: raft's.
+	ExecShards, LogShards int
+
+	// HeartbeatInterval is how often the store reports to PD. Default 1 s. Keep
+	// it below a third of PD's StoreDownAfter, or a slow tick looks like death.
+	HeartbeatInterval time.Duration
+	// RangeHeartbeatInterval is how often unchanged ranges are reported.
+	// Default 10 s. Changes are reported at once.
+	RangeHeartbeatInterval time.Duration
+	// PingInterval is how often other stores are pinged. Default 100 ms.
+	PingInterval time.Duration
+	// SilenceAfter is how long a store may be silent before it is suspected.
+	// Default 500 ms. A wrong suspicion is harmless but costs elections.
+	SilenceAfter time.Duration
+	// DrainTimeout bounds handing leaders away and finishing calls in flight
+	// when the store stops. Default 5 s.
+	DrainTimeout time.Duration
+
+	// Logger receives one line per change of state. Default: discarded.
+	Logger *slog.Logger
+	// Registerer receives the metrics. Default: none.
+	Registerer prometheus.Registerer
+}
+
+// TLSFiles name PEM files. Every member of the cluster trusts the same CA and
+// shows a certificate of it.
+type TLSFiles struct {
+	CA, Cert, Key string
+}
+
+// EngineOptions override what follows from the memory budget.
+type EngineOptions struct {
+	// MemTableSizeBytes is the size of one memtable. Default: 64 MiB from
+	// 1 GiB of memory on, else 32 MiB, the least that is accepted.
+	MemTableSizeBytes int64
+	// NumMemtables is how many memtables may wait. Default 5, or 2 below 1 GiB.
+	NumMemtables int
+	// BlockCacheSizeBytes and IndexCacheSizeBytes are the read caches. Default:
+	// a quarter and a tenth of the memory budget.
+	BlockCacheSizeBytes, IndexCacheSizeBytes int64
+	// FlushInterval is how often commits are brought to the disk. Default 1 s.
+	FlushInterval time.Duration
+}
+
+const (
+	defaultMemoryBytes = 1 << 30
+	minMemoryBytes     = 256 << 20
+)
+
+// withDefaults returns o with every zero field filled in.
+func (o Options) withDefaults() Options {
+	setDefault(&o.RaftAddress, o.RaftListenAddress)
+	setDefault(&o.MemoryBytes, defaultMemoryBytes)
+	setDefault(&o.Tick, 200*time.Millisecond)
+	setDefault(&o.HeartbeatInterval, time.Second)
+	setDefault(&o.RangeHeartbeatInterval, 10*time.Second)
+	setDefault(&o.PingInterval, 100*time.Millisecond)
+	setDefault(&o.SilenceAfter, 500*time.Millisecond)
+	setDefault(&o.DrainTimeout, 5*time.Second)
+	setDefault(&o.Logger, slog.New(slog.DiscardHandler))
+	e := &o.Engine
+	small := o.MemoryBytes < defaultMemoryBytes
+	if small {
+		setDefault(&e.MemTableSizeBytes, 32<<20)
+		setDefault(&e.NumMemtables, 2)
+	} else {
+		setDefault(&e.MemTableSizeBytes, 64<<20)
+		setDefault(&e.NumMemtables, 5)
+	}
+	setDefault(&e.BlockCacheSizeBytes, o.MemoryBytes/4)
+	setDefault(&e.IndexCacheSizeBytes, o.MemoryBytes/10)
+	setDefault(&e.FlushInterval, time.Second)
+	return o
+}
+
+func setDefault[T comparable](p *T, v T) {
+	var zero T
+	if *p == zero {
+		*p = v
+	}
+}
+
+// Validate reports every fault of o, joined.
+func (o Options) Validate() error {
+	o = o.withDefaults()
+	var faults []error
+	fault := func(format string, args ...any) {
+		faults = append(faults, fmt.Errorf(format, args...))
+	}
+	if o.Dir == "" {
+		fault("dir: missing")
+	}
+	if len(o.PD) == 0 {
+		fault("pd: at least one address is needed")
+	}
+	for _, a := range append([]string{o.GRPCAddress}, o.PD...) {
+		if err := checkReachable(a); err != nil {
+			fault("grpc address %q: %w", a, err)
+		}
+	}
+	if err := checkReachable(o.RaftAddress); err != nil {
+		fault("raft address %q: %w", o.RaftAddress, err)
+	}
+	if o.TLS == nil && !o.Insecure && !loopback(o.RaftListenAddress) {
+		fault("raft listen address %q is beyond loopback: set TLS, or Insecure to accept that "+
+			"whoever reaches the port can crash the store", o.RaftListenAddress)
+	}
+	if t := o.TLS; t != nil && (t.CA == "" || t.Cert == "" || t.Key == "") {
+		fault("tls: ca, cert and key belong together")
+	}
+	if o.MemoryBytes < minMemoryBytes {
+		fault("memory %d: the least is %d", o.MemoryBytes, minMemoryBytes)
+	}
+	if o.SilenceAfter < 2*o.PingInterval {
+		fault("silence after %v: less than two ping intervals of %v suspects healthy stores",
+			o.SilenceAfter, o.PingInterval)
+	}
+	if o.HeartbeatInterval < 0 || o.RangeHeartbeatInterval < 0 || o.DrainTimeout < 0 || o.Tick < 0 {
+		fault("intervals must not be negative")
+	}
+	return errors.Join(faults...)
+}
+
+// checkReachable refuses addresses that others cannot dial.
+func checkReachable(address string) error {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return fmt.Errorf("not host:port: %w", err)
+	}
+	if host == "" || net.ParseIP(host).IsUnspecified() {
+		return errors.New("a wildcard cannot be dialled; name the host")
+	}
+	if port == "" || port == "0" {
+		return errors.New("needs a port")
+	}
+	return nil
+}
+
+func loopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	return host == "localhost" || net.ParseIP(host).IsLoopback()
+}
+
+// hostName is the name that Dragonboat puts into its directory path.
+func hostName() (string, error) {
+	name, err := os.Hostname()
+	if err != nil {
+		return "", fmt.Errorf("storenode: host name: %w", err)
+	}
+	return name, nil
+}
