@@ -81,7 +81,8 @@ func (e Busy) Error() string { return "busy: " + e.Reason }
 type DiskFull struct{ StoreID uint64 }
 
 func (e DiskFull) Error() string {
-	return fmt.Sprintf("the disk of store %d is full: delete data, add a store or raise storage.capacity", e.StoreID)
+	return fmt.Sprintf("the disk of store %d is full: delete data, add a store "+
+		"or raise storage.capacity", e.StoreID)
 }
 
 // TooLarge: a key, value or batch is over its limit.
