@@ -1,0 +1,180 @@
+package pd
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Options are the knobs of one PD node. The zero value of every optional field
+// is its default.
+type Options struct {
+	// Dir holds PD's Raft log and snapshots. Required. It belongs to this
+	// member and this host name: it cannot be moved to another machine.
+	Dir string
+	// MemberID names this node among Members. Required.
+	MemberID uint64
+	// Members is the whole PD group, this node included: 1, 3 or 5. Required.
+	// It is fixed by the first start and must be the same on every node.
+	Members []Member
+	// RaftListenAddress is where PD's Raft transport listens. Default: this
+	// member's RaftAddress.
+	RaftListenAddress string
+
+	// TLS secures PD's Raft traffic (mutual). Default: none, accepted only on
+	// loopback: whoever reaches the port can crash the node.
+	TLS *TLSFiles
+	// Insecure accepts Raft without TLS beyond loopback.
+	Insecure bool
+	// Tick is the clock of PD's Raft group. Default 50 ms: a dead leader is
+	// replaced within about a second. Longer is calmer on a slow network.
+	Tick time.Duration
+
+	// Replicas is how many voters a range shall have once enough stores are up:
+	// 1, 3, 5 or 7. Default 3. Every change is applied by repair.
+	Replicas int
+	// SplitSizeBytes is the size from which a range is split. Default 96 MiB.
+	// Smaller means more Raft groups, larger means slower moves.
+	SplitSizeBytes uint64
+	// StoreHeartbeat is how often stores shall report. Default 1 s.
+	StoreHeartbeat time.Duration
+	// StoreDownAfter is how long a store may be silent before its replicas are
+	// replaced. Default 5 min. Shorter copies data for a mere restart.
+	StoreDownAfter time.Duration
+	// Retention is how long history is kept: the oldest snapshot that can be
+	// read. Default 10 min. Longer costs disk.
+	Retention time.Duration
+	// ScheduleAfter bounds the wait for range reports after this node begins to
+	// lead: planning begins when 90 % of the ranges have reported or when it
+	// has passed. Default 30 s. Shorter plans on an incomplete picture.
+	ScheduleAfter time.Duration
+	// OperatorTimeout is how long one step of a change may take before the
+	// change is given up and planned anew. Default 10 min, the time to copy a
+	// large range.
+	OperatorTimeout time.Duration
+	// StoreImages bounds how many replicas may be under construction on one
+	// store at a time. Default 4. More is faster and disturbs users more.
+	StoreImages int
+
+	// Version is the version of the binary, shown by Status.
+	Version string
+	// Logger receives one line per change of state. Default: discarded.
+	Logger *slog.Logger
+	// Registerer receives the metrics. Default: none.
+	Registerer prometheus.Registerer
+}
+
+// Member is one PD node.
+type Member struct {
+	// ID is not 0 and never reused.
+	ID uint64
+	// RaftAddress is where the other members reach its Raft transport.
+	RaftAddress string
+	// GRPCAddress is where stores and clients reach its service.
+	GRPCAddress string
+}
+
+// TLSFiles name PEM files. Every member trusts the same CA and shows a
+// certificate of it.
+type TLSFiles struct {
+	CA, Cert, Key string
+}
+
+// withDefaults returns o with every zero field filled in.
+func (o Options) withDefaults() Options {
+	setDefault(&o.RaftListenAddress, o.self().RaftAddress)
+	setDefault(&o.Tick, 50*time.Millisecond)
+	setDefault(&o.Replicas, 3)
+	setDefault(&o.SplitSizeBytes, 96<<20)
+	setDefault(&o.StoreHeartbeat, time.Second)
+	setDefault(&o.StoreDownAfter, 5*time.Minute)
+	setDefault(&o.Retention, 10*time.Minute)
+	setDefault(&o.ScheduleAfter, 30*time.Second)
+	setDefault(&o.OperatorTimeout, 10*time.Minute)
+	setDefault(&o.StoreImages, 4)
+	setDefault(&o.Version, "dev")
+	setDefault(&o.Logger, slog.New(slog.DiscardHandler))
+	return o
+}
+
+func setDefault[T comparable](p *T, v T) {
+	var zero T
+	if *p == zero {
+		*p = v
+	}
+}
+
+// self returns the member this node is, or a zero one.
+func (o Options) self() Member {
+	for _, m := range o.Members {
+		if m.ID == o.MemberID {
+			return m
+		}
+	}
+	return Member{}
+}
+
+// Validate reports every fault of o, joined.
+func (o Options) Validate() error {
+	o = o.withDefaults()
+	var faults []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			faults = append(faults, fmt.Errorf(format, args...))
+		}
+	}
+	check(o.Dir != "", "pd: Dir is required")
+	check(o.MemberID != 0 && o.self().ID != 0, "pd: MemberID %d is not among Members", o.MemberID)
+	check(len(o.Members) == 1 || len(o.Members) == 3 || len(o.Members) == 5,
+		"pd: %d members; 1, 3 or 5 keep a majority well defined", len(o.Members))
+	o.checkMembers(check)
+	check(o.TLS != nil || o.Insecure || onLoopback(o.RaftListenAddress),
+		"pd: Raft on %s without TLS: set TLS, or Insecure if the network is trusted",
+		o.RaftListenAddress)
+	if o.TLS != nil {
+		check(o.TLS.CA != "" && o.TLS.Cert != "" && o.TLS.Key != "",
+			"pd: TLS needs CA, Cert and Key")
+	}
+	check(o.Tick >= 5*time.Millisecond && o.Tick <= time.Second,
+		"pd: Tick %s is not within 5ms and 1s", o.Tick)
+	check(o.Replicas >= 1 && o.Replicas <= 7 && o.Replicas%2 == 1,
+		"pd: Replicas %d: 1, 3, 5 or 7", o.Replicas)
+	check(o.SplitSizeBytes >= 64<<10, "pd: SplitSizeBytes %d is below 64 KiB", o.SplitSizeBytes)
+	check(o.StoreHeartbeat >= 10*time.Millisecond && o.StoreDownAfter >= 3*o.StoreHeartbeat,
+		"pd: StoreDownAfter %s must be at least 3 StoreHeartbeats of %s (each at least 10ms), "+
+			"or a slow heartbeat looks like death", o.StoreDownAfter, o.StoreHeartbeat)
+	check(o.Retention >= time.Second, "pd: Retention %s is below 1s", o.Retention)
+	check(o.ScheduleAfter > 0 && o.OperatorTimeout > 0 && o.StoreImages > 0,
+		"pd: ScheduleAfter, OperatorTimeout and StoreImages must be positive")
+	return errors.Join(faults...)
+}
+
+func (o Options) checkMembers(check func(ok bool, format string, args ...any)) {
+	ids, addresses := map[uint64]bool{}, map[string]bool{}
+	for _, m := range o.Members {
+		check(m.ID != 0 && !ids[m.ID], "pd: member id %d is zero or given twice", m.ID)
+		ids[m.ID] = true
+		for _, a := range []string{m.RaftAddress, m.GRPCAddress} {
+			_, port, err := net.SplitHostPort(a)
+			check(err == nil && port != "" && port != "0",
+				"pd: member %d: address %q is not host:port", m.ID, a)
+			check(!addresses[a], "pd: address %q is given twice", a)
+			addresses[a] = true
+		}
+	}
+	_, _, err := net.SplitHostPort(o.RaftListenAddress)
+	check(err == nil, "pd: RaftListenAddress %q is not host:port", o.RaftListenAddress)
+}
+
+func onLoopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
