@@ -3112,6 +3112,371 @@ func (x *ListStoresResponse) GetStores() []*StoreInfo {
 	return nil
 }
 
+type SetStoreStateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	StoreId       uint64                 `protobuf:"varint,2,opt,name=store_id,json=storeId,proto3" json:"store_id,omitempty"`
+	State         v11.StoreState         `protobuf:"varint,3,opt,name=state,proto3,enum=ridge.meta.v1.StoreState" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetStoreStateRequest) Reset() {
+	*x = SetStoreStateRequest{}
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetStoreStateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetStoreStateRequest) ProtoMessage() {}
+
+func (x *SetStoreStateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetStoreStateRequest.ProtoReflect.Descriptor instead.
+func (*SetStoreStateRequest) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *SetStoreStateRequest) GetHeader() *RequestHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *SetStoreStateRequest) GetStoreId() uint64 {
+	if x != nil {
+		return x.StoreId
+	}
+	return 0
+}
+
+func (x *SetStoreStateRequest) GetState() v11.StoreState {
+	if x != nil {
+		return x.State
+	}
+	return v11.StoreState(0)
+}
+
+type SetStoreStateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Error         *PDError               `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	Store         *v11.Store             `protobuf:"bytes,2,opt,name=store,proto3" json:"store,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetStoreStateResponse) Reset() {
+	*x = SetStoreStateResponse{}
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetStoreStateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetStoreStateResponse) ProtoMessage() {}
+
+func (x *SetStoreStateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetStoreStateResponse.ProtoReflect.Descriptor instead.
+func (*SetStoreStateResponse) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *SetStoreStateResponse) GetError() *PDError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+func (x *SetStoreStateResponse) GetStore() *v11.Store {
+	if x != nil {
+		return x.Store
+	}
+	return nil
+}
+
+type ListOperatorsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListOperatorsRequest) Reset() {
+	*x = ListOperatorsRequest{}
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListOperatorsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListOperatorsRequest) ProtoMessage() {}
+
+func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListOperatorsRequest.ProtoReflect.Descriptor instead.
+func (*ListOperatorsRequest) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *ListOperatorsRequest) GetHeader() *RequestHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+// OperatorInfo is a change of one range in flight.
+type OperatorInfo struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	OperatorId uint64                 `protobuf:"varint,1,opt,name=operator_id,json=operatorId,proto3" json:"operator_id,omitempty"`
+	RangeId    uint64                 `protobuf:"varint,2,opt,name=range_id,json=rangeId,proto3" json:"range_id,omitempty"`
+	// reason says why PD wants it, for people.
+	Reason string   `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Steps  []string `protobuf:"bytes,4,rep,name=steps,proto3" json:"steps,omitempty"`
+	// current is the index of the step that is under way.
+	Current       uint32 `protobuf:"varint,5,opt,name=current,proto3" json:"current,omitempty"`
+	AgeMs         uint64 `protobuf:"varint,6,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OperatorInfo) Reset() {
+	*x = OperatorInfo{}
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OperatorInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OperatorInfo) ProtoMessage() {}
+
+func (x *OperatorInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OperatorInfo.ProtoReflect.Descriptor instead.
+func (*OperatorInfo) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *OperatorInfo) GetOperatorId() uint64 {
+	if x != nil {
+		return x.OperatorId
+	}
+	return 0
+}
+
+func (x *OperatorInfo) GetRangeId() uint64 {
+	if x != nil {
+		return x.RangeId
+	}
+	return 0
+}
+
+func (x *OperatorInfo) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *OperatorInfo) GetSteps() []string {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+func (x *OperatorInfo) GetCurrent() uint32 {
+	if x != nil {
+		return x.Current
+	}
+	return 0
+}
+
+func (x *OperatorInfo) GetAgeMs() uint64 {
+	if x != nil {
+		return x.AgeMs
+	}
+	return 0
+}
+
+// Verdict says why a range is left as it is although something is amiss.
+type Verdict struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RangeId       uint64                 `protobuf:"varint,1,opt,name=range_id,json=rangeId,proto3" json:"range_id,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Verdict) Reset() {
+	*x = Verdict{}
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Verdict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Verdict) ProtoMessage() {}
+
+func (x *Verdict) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
+func (*Verdict) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *Verdict) GetRangeId() uint64 {
+	if x != nil {
+		return x.RangeId
+	}
+	return 0
+}
+
+func (x *Verdict) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type ListOperatorsResponse struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Error     *PDError               `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	Operators []*OperatorInfo        `protobuf:"bytes,2,rep,name=operators,proto3" json:"operators,omitempty"`
+	Verdicts  []*Verdict             `protobuf:"bytes,3,rep,name=verdicts,proto3" json:"verdicts,omitempty"`
+	// waiting says why nothing is planned at all; empty when planning goes on.
+	Waiting       string `protobuf:"bytes,4,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListOperatorsResponse) Reset() {
+	*x = ListOperatorsResponse{}
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListOperatorsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListOperatorsResponse) ProtoMessage() {}
+
+func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListOperatorsResponse.ProtoReflect.Descriptor instead.
+func (*ListOperatorsResponse) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *ListOperatorsResponse) GetError() *PDError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+func (x *ListOperatorsResponse) GetOperators() []*OperatorInfo {
+	if x != nil {
+		return x.Operators
+	}
+	return nil
+}
+
+func (x *ListOperatorsResponse) GetVerdicts() []*Verdict {
+	if x != nil {
+		return x.Verdicts
+	}
+	return nil
+}
+
+func (x *ListOperatorsResponse) GetWaiting() string {
+	if x != nil {
+		return x.Waiting
+	}
+	return ""
+}
+
 type TimestampsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Header        *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
@@ -3122,7 +3487,7 @@ type TimestampsRequest struct {
 
 func (x *TimestampsRequest) Reset() {
 	*x = TimestampsRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[46]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3134,7 +3499,7 @@ func (x *TimestampsRequest) String() string {
 func (*TimestampsRequest) ProtoMessage() {}
 
 func (x *TimestampsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[46]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3147,7 +3512,7 @@ func (x *TimestampsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimestampsRequest.ProtoReflect.Descriptor instead.
 func (*TimestampsRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{46}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *TimestampsRequest) GetHeader() *RequestHeader {
@@ -3176,7 +3541,7 @@ type TimestampsResponse struct {
 
 func (x *TimestampsResponse) Reset() {
 	*x = TimestampsResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[47]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3188,7 +3553,7 @@ func (x *TimestampsResponse) String() string {
 func (*TimestampsResponse) ProtoMessage() {}
 
 func (x *TimestampsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[47]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3201,7 +3566,7 @@ func (x *TimestampsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimestampsResponse.ProtoReflect.Descriptor instead.
 func (*TimestampsResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{47}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *TimestampsResponse) GetError() *PDError {
@@ -3234,7 +3599,7 @@ type GetSafePointRequest struct {
 
 func (x *GetSafePointRequest) Reset() {
 	*x = GetSafePointRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[48]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3246,7 +3611,7 @@ func (x *GetSafePointRequest) String() string {
 func (*GetSafePointRequest) ProtoMessage() {}
 
 func (x *GetSafePointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[48]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3259,7 +3624,7 @@ func (x *GetSafePointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSafePointRequest.ProtoReflect.Descriptor instead.
 func (*GetSafePointRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{48}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *GetSafePointRequest) GetHeader() *RequestHeader {
@@ -3281,7 +3646,7 @@ type GetSafePointResponse struct {
 
 func (x *GetSafePointResponse) Reset() {
 	*x = GetSafePointResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[49]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3293,7 +3658,7 @@ func (x *GetSafePointResponse) String() string {
 func (*GetSafePointResponse) ProtoMessage() {}
 
 func (x *GetSafePointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[49]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3306,7 +3671,7 @@ func (x *GetSafePointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSafePointResponse.ProtoReflect.Descriptor instead.
 func (*GetSafePointResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{49}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *GetSafePointResponse) GetError() *PDError {
@@ -3348,7 +3713,7 @@ type Hold struct {
 
 func (x *Hold) Reset() {
 	*x = Hold{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[50]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3360,7 +3725,7 @@ func (x *Hold) String() string {
 func (*Hold) ProtoMessage() {}
 
 func (x *Hold) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[50]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3373,7 +3738,7 @@ func (x *Hold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hold.ProtoReflect.Descriptor instead.
 func (*Hold) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{50}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Hold) GetHoldId() string {
@@ -3409,7 +3774,7 @@ type SetHoldRequest struct {
 
 func (x *SetHoldRequest) Reset() {
 	*x = SetHoldRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[51]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3421,7 +3786,7 @@ func (x *SetHoldRequest) String() string {
 func (*SetHoldRequest) ProtoMessage() {}
 
 func (x *SetHoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[51]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3434,7 +3799,7 @@ func (x *SetHoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetHoldRequest.ProtoReflect.Descriptor instead.
 func (*SetHoldRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{51}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *SetHoldRequest) GetHeader() *RequestHeader {
@@ -3475,7 +3840,7 @@ type SetHoldResponse struct {
 
 func (x *SetHoldResponse) Reset() {
 	*x = SetHoldResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[52]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3487,7 +3852,7 @@ func (x *SetHoldResponse) String() string {
 func (*SetHoldResponse) ProtoMessage() {}
 
 func (x *SetHoldResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[52]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3500,7 +3865,7 @@ func (x *SetHoldResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetHoldResponse.ProtoReflect.Descriptor instead.
 func (*SetHoldResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{52}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *SetHoldResponse) GetError() *PDError {
@@ -3527,7 +3892,7 @@ type ReleaseHoldRequest struct {
 
 func (x *ReleaseHoldRequest) Reset() {
 	*x = ReleaseHoldRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[53]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3539,7 +3904,7 @@ func (x *ReleaseHoldRequest) String() string {
 func (*ReleaseHoldRequest) ProtoMessage() {}
 
 func (x *ReleaseHoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[53]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3552,7 +3917,7 @@ func (x *ReleaseHoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseHoldRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseHoldRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{53}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ReleaseHoldRequest) GetHeader() *RequestHeader {
@@ -3578,7 +3943,7 @@ type ReleaseHoldResponse struct {
 
 func (x *ReleaseHoldResponse) Reset() {
 	*x = ReleaseHoldResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[54]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3590,7 +3955,7 @@ func (x *ReleaseHoldResponse) String() string {
 func (*ReleaseHoldResponse) ProtoMessage() {}
 
 func (x *ReleaseHoldResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[54]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3603,7 +3968,7 @@ func (x *ReleaseHoldResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseHoldResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseHoldResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{54}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ReleaseHoldResponse) GetError() *PDError {
@@ -3851,7 +4216,32 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"\x16last_heartbeat_unix_ms\x18\x03 \x01(\x04R\x13lastHeartbeatUnixMs\"p\n" +
 	"\x12ListStoresResponse\x12*\n" +
 	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x12.\n" +
-	"\x06stores\x18\x02 \x03(\v2\x16.ridge.pd.v1.StoreInfoR\x06stores\"]\n" +
+	"\x06stores\x18\x02 \x03(\v2\x16.ridge.pd.v1.StoreInfoR\x06stores\"\x96\x01\n" +
+	"\x14SetStoreStateRequest\x122\n" +
+	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12\x19\n" +
+	"\bstore_id\x18\x02 \x01(\x04R\astoreId\x12/\n" +
+	"\x05state\x18\x03 \x01(\x0e2\x19.ridge.meta.v1.StoreStateR\x05state\"o\n" +
+	"\x15SetStoreStateResponse\x12*\n" +
+	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x12*\n" +
+	"\x05store\x18\x02 \x01(\v2\x14.ridge.meta.v1.StoreR\x05store\"J\n" +
+	"\x14ListOperatorsRequest\x122\n" +
+	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\"\xa9\x01\n" +
+	"\fOperatorInfo\x12\x1f\n" +
+	"\voperator_id\x18\x01 \x01(\x04R\n" +
+	"operatorId\x12\x19\n" +
+	"\brange_id\x18\x02 \x01(\x04R\arangeId\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05steps\x18\x04 \x03(\tR\x05steps\x12\x18\n" +
+	"\acurrent\x18\x05 \x01(\rR\acurrent\x12\x15\n" +
+	"\x06age_ms\x18\x06 \x01(\x04R\x05ageMs\"<\n" +
+	"\aVerdict\x12\x19\n" +
+	"\brange_id\x18\x01 \x01(\x04R\arangeId\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xc8\x01\n" +
+	"\x15ListOperatorsResponse\x12*\n" +
+	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x127\n" +
+	"\toperators\x18\x02 \x03(\v2\x19.ridge.pd.v1.OperatorInfoR\toperators\x120\n" +
+	"\bverdicts\x18\x03 \x03(\v2\x14.ridge.pd.v1.VerdictR\bverdicts\x12\x18\n" +
+	"\awaiting\x18\x04 \x01(\tR\awaiting\"]\n" +
 	"\x11TimestampsRequest\x122\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\rR\x05count\"l\n" +
@@ -3895,7 +4285,7 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"\x1ePD_ERROR_REASON_ADDRESS_IN_USE\x10\b\x12\x1f\n" +
 	"\x1bPD_ERROR_REASON_UNAVAILABLE\x10\t\x12\x1b\n" +
 	"\x17PD_ERROR_REASON_TOO_OLD\x10\n" +
-	"2\xa6\v\n" +
+	"2\xd6\f\n" +
 	"\tPDService\x12D\n" +
 	"\aMembers\x12\x1b.ridge.pd.v1.MembersRequest\x1a\x1c.ridge.pd.v1.MembersResponse\x12A\n" +
 	"\x06Status\x12\x1a.ridge.pd.v1.StatusRequest\x1a\x1b.ridge.pd.v1.StatusResponse\x12V\n" +
@@ -3913,7 +4303,9 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"\n" +
 	"SplitRange\x12\x1e.ridge.pd.v1.SplitRangeRequest\x1a\x1f.ridge.pd.v1.SplitRangeResponse\x12M\n" +
 	"\n" +
-	"ListStores\x12\x1e.ridge.pd.v1.ListStoresRequest\x1a\x1f.ridge.pd.v1.ListStoresResponse\x12Q\n" +
+	"ListStores\x12\x1e.ridge.pd.v1.ListStoresRequest\x1a\x1f.ridge.pd.v1.ListStoresResponse\x12V\n" +
+	"\rSetStoreState\x12!.ridge.pd.v1.SetStoreStateRequest\x1a\".ridge.pd.v1.SetStoreStateResponse\x12V\n" +
+	"\rListOperators\x12!.ridge.pd.v1.ListOperatorsRequest\x1a\".ridge.pd.v1.ListOperatorsResponse\x12Q\n" +
 	"\n" +
 	"Timestamps\x12\x1e.ridge.pd.v1.TimestampsRequest\x1a\x1f.ridge.pd.v1.TimestampsResponse(\x010\x01\x12S\n" +
 	"\fGetSafePoint\x12 .ridge.pd.v1.GetSafePointRequest\x1a!.ridge.pd.v1.GetSafePointResponse\x12D\n" +
@@ -3933,7 +4325,7 @@ func file_ridge_pd_v1_pd_proto_rawDescGZIP() []byte {
 }
 
 var file_ridge_pd_v1_pd_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_ridge_pd_v1_pd_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
+var file_ridge_pd_v1_pd_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
 var file_ridge_pd_v1_pd_proto_goTypes = []any{
 	(PDErrorReason)(0),             // 0: ridge.pd.v1.PDErrorReason
 	(*PDError)(nil),                // 1: ridge.pd.v1.PDError
@@ -3982,147 +4374,166 @@ var file_ridge_pd_v1_pd_proto_goTypes = []any{
 	(*ListStoresRequest)(nil),      // 44: ridge.pd.v1.ListStoresRequest
 	(*StoreInfo)(nil),              // 45: ridge.pd.v1.StoreInfo
 	(*ListStoresResponse)(nil),     // 46: ridge.pd.v1.ListStoresResponse
-	(*TimestampsRequest)(nil),      // 47: ridge.pd.v1.TimestampsRequest
-	(*TimestampsResponse)(nil),     // 48: ridge.pd.v1.TimestampsResponse
-	(*GetSafePointRequest)(nil),    // 49: ridge.pd.v1.GetSafePointRequest
-	(*GetSafePointResponse)(nil),   // 50: ridge.pd.v1.GetSafePointResponse
-	(*Hold)(nil),                   // 51: ridge.pd.v1.Hold
-	(*SetHoldRequest)(nil),         // 52: ridge.pd.v1.SetHoldRequest
-	(*SetHoldResponse)(nil),        // 53: ridge.pd.v1.SetHoldResponse
-	(*ReleaseHoldRequest)(nil),     // 54: ridge.pd.v1.ReleaseHoldRequest
-	(*ReleaseHoldResponse)(nil),    // 55: ridge.pd.v1.ReleaseHoldResponse
-	(v1.ErrorClass)(0),             // 56: ridge.kv.v1.ErrorClass
-	(*v11.Store)(nil),              // 57: ridge.meta.v1.Store
-	(*v11.Range)(nil),              // 58: ridge.meta.v1.Range
-	(v11.DiskState)(0),             // 59: ridge.meta.v1.DiskState
-	(*v11.Leader)(nil),             // 60: ridge.meta.v1.Leader
-	(v11.Role)(0),                  // 61: ridge.meta.v1.Role
-	(*v11.Epoch)(nil),              // 62: ridge.meta.v1.Epoch
-	(*v11.Span)(nil),               // 63: ridge.meta.v1.Span
+	(*SetStoreStateRequest)(nil),   // 47: ridge.pd.v1.SetStoreStateRequest
+	(*SetStoreStateResponse)(nil),  // 48: ridge.pd.v1.SetStoreStateResponse
+	(*ListOperatorsRequest)(nil),   // 49: ridge.pd.v1.ListOperatorsRequest
+	(*OperatorInfo)(nil),           // 50: ridge.pd.v1.OperatorInfo
+	(*Verdict)(nil),                // 51: ridge.pd.v1.Verdict
+	(*ListOperatorsResponse)(nil),  // 52: ridge.pd.v1.ListOperatorsResponse
+	(*TimestampsRequest)(nil),      // 53: ridge.pd.v1.TimestampsRequest
+	(*TimestampsResponse)(nil),     // 54: ridge.pd.v1.TimestampsResponse
+	(*GetSafePointRequest)(nil),    // 55: ridge.pd.v1.GetSafePointRequest
+	(*GetSafePointResponse)(nil),   // 56: ridge.pd.v1.GetSafePointResponse
+	(*Hold)(nil),                   // 57: ridge.pd.v1.Hold
+	(*SetHoldRequest)(nil),         // 58: ridge.pd.v1.SetHoldRequest
+	(*SetHoldResponse)(nil),        // 59: ridge.pd.v1.SetHoldResponse
+	(*ReleaseHoldRequest)(nil),     // 60: ridge.pd.v1.ReleaseHoldRequest
+	(*ReleaseHoldResponse)(nil),    // 61: ridge.pd.v1.ReleaseHoldResponse
+	(v1.ErrorClass)(0),             // 62: ridge.kv.v1.ErrorClass
+	(*v11.Store)(nil),              // 63: ridge.meta.v1.Store
+	(*v11.Range)(nil),              // 64: ridge.meta.v1.Range
+	(v11.DiskState)(0),             // 65: ridge.meta.v1.DiskState
+	(*v11.Leader)(nil),             // 66: ridge.meta.v1.Leader
+	(v11.Role)(0),                  // 67: ridge.meta.v1.Role
+	(*v11.Epoch)(nil),              // 68: ridge.meta.v1.Epoch
+	(*v11.Span)(nil),               // 69: ridge.meta.v1.Span
+	(v11.StoreState)(0),            // 70: ridge.meta.v1.StoreState
 }
 var file_ridge_pd_v1_pd_proto_depIdxs = []int32{
-	0,  // 0: ridge.pd.v1.PDError.reason:type_name -> ridge.pd.v1.PDErrorReason
-	56, // 1: ridge.pd.v1.PDError.class:type_name -> ridge.kv.v1.ErrorClass
-	1,  // 2: ridge.pd.v1.MembersResponse.error:type_name -> ridge.pd.v1.PDError
-	3,  // 3: ridge.pd.v1.MembersResponse.members:type_name -> ridge.pd.v1.Member
-	1,  // 4: ridge.pd.v1.StatusResponse.error:type_name -> ridge.pd.v1.PDError
-	8,  // 5: ridge.pd.v1.StatusResponse.config:type_name -> ridge.pd.v1.ClusterConfig
-	2,  // 6: ridge.pd.v1.RegisterStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	57, // 7: ridge.pd.v1.RegisterStoreRequest.store:type_name -> ridge.meta.v1.Store
-	1,  // 8: ridge.pd.v1.RegisterStoreResponse.error:type_name -> ridge.pd.v1.PDError
-	58, // 9: ridge.pd.v1.RegisterStoreResponse.first_range:type_name -> ridge.meta.v1.Range
-	8,  // 10: ridge.pd.v1.RegisterStoreResponse.config:type_name -> ridge.pd.v1.ClusterConfig
-	57, // 11: ridge.pd.v1.RegisterStoreResponse.stores:type_name -> ridge.meta.v1.Store
-	2,  // 12: ridge.pd.v1.StoreHeartbeatRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	11, // 13: ridge.pd.v1.StoreHeartbeatRequest.stats:type_name -> ridge.pd.v1.StoreStats
-	59, // 14: ridge.pd.v1.StoreHeartbeatRequest.disk_state:type_name -> ridge.meta.v1.DiskState
-	1,  // 15: ridge.pd.v1.StoreHeartbeatResponse.error:type_name -> ridge.pd.v1.PDError
-	57, // 16: ridge.pd.v1.StoreHeartbeatResponse.stores:type_name -> ridge.meta.v1.Store
-	8,  // 17: ridge.pd.v1.StoreHeartbeatResponse.config:type_name -> ridge.pd.v1.ClusterConfig
-	58, // 18: ridge.pd.v1.RangeReport.range:type_name -> ridge.meta.v1.Range
-	60, // 19: ridge.pd.v1.RangeReport.leader:type_name -> ridge.meta.v1.Leader
-	14, // 20: ridge.pd.v1.RangeReport.health:type_name -> ridge.pd.v1.ReplicaHealth
-	61, // 21: ridge.pd.v1.LocalReplica.role:type_name -> ridge.meta.v1.Role
-	2,  // 22: ridge.pd.v1.RangeHeartbeatRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	15, // 23: ridge.pd.v1.RangeHeartbeatRequest.ranges:type_name -> ridge.pd.v1.RangeReport
-	16, // 24: ridge.pd.v1.RangeHeartbeatRequest.replicas:type_name -> ridge.pd.v1.LocalReplica
-	1,  // 25: ridge.pd.v1.RangeHeartbeatResponse.error:type_name -> ridge.pd.v1.PDError
-	19, // 26: ridge.pd.v1.RangeHeartbeatResponse.orders:type_name -> ridge.pd.v1.Order
-	62, // 27: ridge.pd.v1.Order.epoch:type_name -> ridge.meta.v1.Epoch
-	20, // 28: ridge.pd.v1.Order.add_learner:type_name -> ridge.pd.v1.AddLearner
-	21, // 29: ridge.pd.v1.Order.promote:type_name -> ridge.pd.v1.Promote
-	22, // 30: ridge.pd.v1.Order.remove_replica:type_name -> ridge.pd.v1.RemoveReplica
-	23, // 31: ridge.pd.v1.Order.transfer_leader:type_name -> ridge.pd.v1.TransferLeader
-	24, // 32: ridge.pd.v1.Order.split:type_name -> ridge.pd.v1.SplitOrder
-	25, // 33: ridge.pd.v1.Order.destroy_replica:type_name -> ridge.pd.v1.DestroyReplica
-	26, // 34: ridge.pd.v1.Order.create_replica:type_name -> ridge.pd.v1.CreateReplica
-	2,  // 35: ridge.pd.v1.AllocateIdsRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	1,  // 36: ridge.pd.v1.AllocateIdsResponse.error:type_name -> ridge.pd.v1.PDError
-	2,  // 37: ridge.pd.v1.AskSplitRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	58, // 38: ridge.pd.v1.AskSplitRequest.range:type_name -> ridge.meta.v1.Range
-	1,  // 39: ridge.pd.v1.AskSplitResponse.error:type_name -> ridge.pd.v1.PDError
-	2,  // 40: ridge.pd.v1.ReportSplitRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	15, // 41: ridge.pd.v1.ReportSplitRequest.left:type_name -> ridge.pd.v1.RangeReport
-	15, // 42: ridge.pd.v1.ReportSplitRequest.right:type_name -> ridge.pd.v1.RangeReport
-	1,  // 43: ridge.pd.v1.ReportSplitResponse.error:type_name -> ridge.pd.v1.PDError
-	58, // 44: ridge.pd.v1.Route.range:type_name -> ridge.meta.v1.Range
-	60, // 45: ridge.pd.v1.Route.leader:type_name -> ridge.meta.v1.Leader
-	2,  // 46: ridge.pd.v1.GetRouteRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	1,  // 47: ridge.pd.v1.GetRouteResponse.error:type_name -> ridge.pd.v1.PDError
-	33, // 48: ridge.pd.v1.GetRouteResponse.route:type_name -> ridge.pd.v1.Route
-	57, // 49: ridge.pd.v1.GetRouteResponse.stores:type_name -> ridge.meta.v1.Store
-	2,  // 50: ridge.pd.v1.ListRoutesRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	63, // 51: ridge.pd.v1.ListRoutesRequest.span:type_name -> ridge.meta.v1.Span
-	1,  // 52: ridge.pd.v1.ListRoutesResponse.error:type_name -> ridge.pd.v1.PDError
-	33, // 53: ridge.pd.v1.ListRoutesResponse.routes:type_name -> ridge.pd.v1.Route
-	57, // 54: ridge.pd.v1.ListRoutesResponse.stores:type_name -> ridge.meta.v1.Store
-	2,  // 55: ridge.pd.v1.GetRangeRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	1,  // 56: ridge.pd.v1.GetRangeResponse.error:type_name -> ridge.pd.v1.PDError
-	33, // 57: ridge.pd.v1.GetRangeResponse.route:type_name -> ridge.pd.v1.Route
-	14, // 58: ridge.pd.v1.GetRangeResponse.health:type_name -> ridge.pd.v1.ReplicaHealth
-	2,  // 59: ridge.pd.v1.WatchRoutesRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	63, // 60: ridge.pd.v1.WatchRoutesRequest.span:type_name -> ridge.meta.v1.Span
-	1,  // 61: ridge.pd.v1.WatchRoutesResponse.error:type_name -> ridge.pd.v1.PDError
-	33, // 62: ridge.pd.v1.WatchRoutesResponse.routes:type_name -> ridge.pd.v1.Route
-	57, // 63: ridge.pd.v1.WatchRoutesResponse.stores:type_name -> ridge.meta.v1.Store
-	2,  // 64: ridge.pd.v1.SplitRangeRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	1,  // 65: ridge.pd.v1.SplitRangeResponse.error:type_name -> ridge.pd.v1.PDError
-	58, // 66: ridge.pd.v1.SplitRangeResponse.range:type_name -> ridge.meta.v1.Range
-	2,  // 67: ridge.pd.v1.ListStoresRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	57, // 68: ridge.pd.v1.StoreInfo.store:type_name -> ridge.meta.v1.Store
-	11, // 69: ridge.pd.v1.StoreInfo.stats:type_name -> ridge.pd.v1.StoreStats
-	1,  // 70: ridge.pd.v1.ListStoresResponse.error:type_name -> ridge.pd.v1.PDError
-	45, // 71: ridge.pd.v1.ListStoresResponse.stores:type_name -> ridge.pd.v1.StoreInfo
-	2,  // 72: ridge.pd.v1.TimestampsRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	1,  // 73: ridge.pd.v1.TimestampsResponse.error:type_name -> ridge.pd.v1.PDError
-	2,  // 74: ridge.pd.v1.GetSafePointRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	1,  // 75: ridge.pd.v1.GetSafePointResponse.error:type_name -> ridge.pd.v1.PDError
-	51, // 76: ridge.pd.v1.GetSafePointResponse.holds:type_name -> ridge.pd.v1.Hold
-	2,  // 77: ridge.pd.v1.SetHoldRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	1,  // 78: ridge.pd.v1.SetHoldResponse.error:type_name -> ridge.pd.v1.PDError
-	2,  // 79: ridge.pd.v1.ReleaseHoldRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	1,  // 80: ridge.pd.v1.ReleaseHoldResponse.error:type_name -> ridge.pd.v1.PDError
-	4,  // 81: ridge.pd.v1.PDService.Members:input_type -> ridge.pd.v1.MembersRequest
-	6,  // 82: ridge.pd.v1.PDService.Status:input_type -> ridge.pd.v1.StatusRequest
-	9,  // 83: ridge.pd.v1.PDService.RegisterStore:input_type -> ridge.pd.v1.RegisterStoreRequest
-	12, // 84: ridge.pd.v1.PDService.StoreHeartbeat:input_type -> ridge.pd.v1.StoreHeartbeatRequest
-	17, // 85: ridge.pd.v1.PDService.RangeHeartbeat:input_type -> ridge.pd.v1.RangeHeartbeatRequest
-	27, // 86: ridge.pd.v1.PDService.AllocateIds:input_type -> ridge.pd.v1.AllocateIdsRequest
-	29, // 87: ridge.pd.v1.PDService.AskSplit:input_type -> ridge.pd.v1.AskSplitRequest
-	31, // 88: ridge.pd.v1.PDService.ReportSplit:input_type -> ridge.pd.v1.ReportSplitRequest
-	34, // 89: ridge.pd.v1.PDService.GetRoute:input_type -> ridge.pd.v1.GetRouteRequest
-	36, // 90: ridge.pd.v1.PDService.ListRoutes:input_type -> ridge.pd.v1.ListRoutesRequest
-	38, // 91: ridge.pd.v1.PDService.GetRange:input_type -> ridge.pd.v1.GetRangeRequest
-	40, // 92: ridge.pd.v1.PDService.WatchRoutes:input_type -> ridge.pd.v1.WatchRoutesRequest
-	42, // 93: ridge.pd.v1.PDService.SplitRange:input_type -> ridge.pd.v1.SplitRangeRequest
-	44, // 94: ridge.pd.v1.PDService.ListStores:input_type -> ridge.pd.v1.ListStoresRequest
-	47, // 95: ridge.pd.v1.PDService.Timestamps:input_type -> ridge.pd.v1.TimestampsRequest
-	49, // 96: ridge.pd.v1.PDService.GetSafePoint:input_type -> ridge.pd.v1.GetSafePointRequest
-	52, // 97: ridge.pd.v1.PDService.SetHold:input_type -> ridge.pd.v1.SetHoldRequest
-	54, // 98: ridge.pd.v1.PDService.ReleaseHold:input_type -> ridge.pd.v1.ReleaseHoldRequest
-	5,  // 99: ridge.pd.v1.PDService.Members:output_type -> ridge.pd.v1.MembersResponse
-	7,  // 100: ridge.pd.v1.PDService.Status:output_type -> ridge.pd.v1.StatusResponse
-	10, // 101: ridge.pd.v1.PDService.RegisterStore:output_type -> ridge.pd.v1.RegisterStoreResponse
-	13, // 102: ridge.pd.v1.PDService.StoreHeartbeat:output_type -> ridge.pd.v1.StoreHeartbeatResponse
-	18, // 103: ridge.pd.v1.PDService.RangeHeartbeat:output_type -> ridge.pd.v1.RangeHeartbeatResponse
-	28, // 104: ridge.pd.v1.PDService.AllocateIds:output_type -> ridge.pd.v1.AllocateIdsResponse
-	30, // 105: ridge.pd.v1.PDService.AskSplit:output_type -> ridge.pd.v1.AskSplitResponse
-	32, // 106: ridge.pd.v1.PDService.ReportSplit:output_type -> ridge.pd.v1.ReportSplitResponse
-	35, // 107: ridge.pd.v1.PDService.GetRoute:output_type -> ridge.pd.v1.GetRouteResponse
-	37, // 108: ridge.pd.v1.PDService.ListRoutes:output_type -> ridge.pd.v1.ListRoutesResponse
-	39, // 109: ridge.pd.v1.PDService.GetRange:output_type -> ridge.pd.v1.GetRangeResponse
-	41, // 110: ridge.pd.v1.PDService.WatchRoutes:output_type -> ridge.pd.v1.WatchRoutesResponse
-	43, // 111: ridge.pd.v1.PDService.SplitRange:output_type -> ridge.pd.v1.SplitRangeResponse
-	46, // 112: ridge.pd.v1.PDService.ListStores:output_type -> ridge.pd.v1.ListStoresResponse
-	48, // 113: ridge.pd.v1.PDService.Timestamps:output_type -> ridge.pd.v1.TimestampsResponse
-	50, // 114: ridge.pd.v1.PDService.GetSafePoint:output_type -> ridge.pd.v1.GetSafePointResponse
-	53, // 115: ridge.pd.v1.PDService.SetHold:output_type -> ridge.pd.v1.SetHoldResponse
-	55, // 116: ridge.pd.v1.PDService.ReleaseHold:output_type -> ridge.pd.v1.ReleaseHoldResponse
-	99, // [99:117] is the sub-list for method output_type
-	81, // [81:99] is the sub-list for method input_type
-	81, // [81:81] is the sub-list for extension type_name
-	81, // [81:81] is the sub-list for extension extendee
-	0,  // [0:81] is the sub-list for field type_name
+	0,   // 0: ridge.pd.v1.PDError.reason:type_name -> ridge.pd.v1.PDErrorReason
+	62,  // 1: ridge.pd.v1.PDError.class:type_name -> ridge.kv.v1.ErrorClass
+	1,   // 2: ridge.pd.v1.MembersResponse.error:type_name -> ridge.pd.v1.PDError
+	3,   // 3: ridge.pd.v1.MembersResponse.members:type_name -> ridge.pd.v1.Member
+	1,   // 4: ridge.pd.v1.StatusResponse.error:type_name -> ridge.pd.v1.PDError
+	8,   // 5: ridge.pd.v1.StatusResponse.config:type_name -> ridge.pd.v1.ClusterConfig
+	2,   // 6: ridge.pd.v1.RegisterStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	63,  // 7: ridge.pd.v1.RegisterStoreRequest.store:type_name -> ridge.meta.v1.Store
+	1,   // 8: ridge.pd.v1.RegisterStoreResponse.error:type_name -> ridge.pd.v1.PDError
+	64,  // 9: ridge.pd.v1.RegisterStoreResponse.first_range:type_name -> ridge.meta.v1.Range
+	8,   // 10: ridge.pd.v1.RegisterStoreResponse.config:type_name -> ridge.pd.v1.ClusterConfig
+	63,  // 11: ridge.pd.v1.RegisterStoreResponse.stores:type_name -> ridge.meta.v1.Store
+	2,   // 12: ridge.pd.v1.StoreHeartbeatRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	11,  // 13: ridge.pd.v1.StoreHeartbeatRequest.stats:type_name -> ridge.pd.v1.StoreStats
+	65,  // 14: ridge.pd.v1.StoreHeartbeatRequest.disk_state:type_name -> ridge.meta.v1.DiskState
+	1,   // 15: ridge.pd.v1.StoreHeartbeatResponse.error:type_name -> ridge.pd.v1.PDError
+	63,  // 16: ridge.pd.v1.StoreHeartbeatResponse.stores:type_name -> ridge.meta.v1.Store
+	8,   // 17: ridge.pd.v1.StoreHeartbeatResponse.config:type_name -> ridge.pd.v1.ClusterConfig
+	64,  // 18: ridge.pd.v1.RangeReport.range:type_name -> ridge.meta.v1.Range
+	66,  // 19: ridge.pd.v1.RangeReport.leader:type_name -> ridge.meta.v1.Leader
+	14,  // 20: ridge.pd.v1.RangeReport.health:type_name -> ridge.pd.v1.ReplicaHealth
+	67,  // 21: ridge.pd.v1.LocalReplica.role:type_name -> ridge.meta.v1.Role
+	2,   // 22: ridge.pd.v1.RangeHeartbeatRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	15,  // 23: ridge.pd.v1.RangeHeartbeatRequest.ranges:type_name -> ridge.pd.v1.RangeReport
+	16,  // 24: ridge.pd.v1.RangeHeartbeatRequest.replicas:type_name -> ridge.pd.v1.LocalReplica
+	1,   // 25: ridge.pd.v1.RangeHeartbeatResponse.error:type_name -> ridge.pd.v1.PDError
+	19,  // 26: ridge.pd.v1.RangeHeartbeatResponse.orders:type_name -> ridge.pd.v1.Order
+	68,  // 27: ridge.pd.v1.Order.epoch:type_name -> ridge.meta.v1.Epoch
+	20,  // 28: ridge.pd.v1.Order.add_learner:type_name -> ridge.pd.v1.AddLearner
+	21,  // 29: ridge.pd.v1.Order.promote:type_name -> ridge.pd.v1.Promote
+	22,  // 30: ridge.pd.v1.Order.remove_replica:type_name -> ridge.pd.v1.RemoveReplica
+	23,  // 31: ridge.pd.v1.Order.transfer_leader:type_name -> ridge.pd.v1.TransferLeader
+	24,  // 32: ridge.pd.v1.Order.split:type_name -> ridge.pd.v1.SplitOrder
+	25,  // 33: ridge.pd.v1.Order.destroy_replica:type_name -> ridge.pd.v1.DestroyReplica
+	26,  // 34: ridge.pd.v1.Order.create_replica:type_name -> ridge.pd.v1.CreateReplica
+	2,   // 35: ridge.pd.v1.AllocateIdsRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	1,   // 36: ridge.pd.v1.AllocateIdsResponse.error:type_name -> ridge.pd.v1.PDError
+	2,   // 37: ridge.pd.v1.AskSplitRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	64,  // 38: ridge.pd.v1.AskSplitRequest.range:type_name -> ridge.meta.v1.Range
+	1,   // 39: ridge.pd.v1.AskSplitResponse.error:type_name -> ridge.pd.v1.PDError
+	2,   // 40: ridge.pd.v1.ReportSplitRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	15,  // 41: ridge.pd.v1.ReportSplitRequest.left:type_name -> ridge.pd.v1.RangeReport
+	15,  // 42: ridge.pd.v1.ReportSplitRequest.right:type_name -> ridge.pd.v1.RangeReport
+	1,   // 43: ridge.pd.v1.ReportSplitResponse.error:type_name -> ridge.pd.v1.PDError
+	64,  // 44: ridge.pd.v1.Route.range:type_name -> ridge.meta.v1.Range
+	66,  // 45: ridge.pd.v1.Route.leader:type_name -> ridge.meta.v1.Leader
+	2,   // 46: ridge.pd.v1.GetRouteRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	1,   // 47: ridge.pd.v1.GetRouteResponse.error:type_name -> ridge.pd.v1.PDError
+	33,  // 48: ridge.pd.v1.GetRouteResponse.route:type_name -> ridge.pd.v1.Route
+	63,  // 49: ridge.pd.v1.GetRouteResponse.stores:type_name -> ridge.meta.v1.Store
+	2,   // 50: ridge.pd.v1.ListRoutesRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	69,  // 51: ridge.pd.v1.ListRoutesRequest.span:type_name -> ridge.meta.v1.Span
+	1,   // 52: ridge.pd.v1.ListRoutesResponse.error:type_name -> ridge.pd.v1.PDError
+	33,  // 53: ridge.pd.v1.ListRoutesResponse.routes:type_name -> ridge.pd.v1.Route
+	63,  // 54: ridge.pd.v1.ListRoutesResponse.stores:type_name -> ridge.meta.v1.Store
+	2,   // 55: ridge.pd.v1.GetRangeRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	1,   // 56: ridge.pd.v1.GetRangeResponse.error:type_name -> ridge.pd.v1.PDError
+	33,  // 57: ridge.pd.v1.GetRangeResponse.route:type_name -> ridge.pd.v1.Route
+	14,  // 58: ridge.pd.v1.GetRangeResponse.health:type_name -> ridge.pd.v1.ReplicaHealth
+	2,   // 59: ridge.pd.v1.WatchRoutesRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	69,  // 60: ridge.pd.v1.WatchRoutesRequest.span:type_name -> ridge.meta.v1.Span
+	1,   // 61: ridge.pd.v1.WatchRoutesResponse.error:type_name -> ridge.pd.v1.PDError
+	33,  // 62: ridge.pd.v1.WatchRoutesResponse.routes:type_name -> ridge.pd.v1.Route
+	63,  // 63: ridge.pd.v1.WatchRoutesResponse.stores:type_name -> ridge.meta.v1.Store
+	2,   // 64: ridge.pd.v1.SplitRangeRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	1,   // 65: ridge.pd.v1.SplitRangeResponse.error:type_name -> ridge.pd.v1.PDError
+	64,  // 66: ridge.pd.v1.SplitRangeResponse.range:type_name -> ridge.meta.v1.Range
+	2,   // 67: ridge.pd.v1.ListStoresRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	63,  // 68: ridge.pd.v1.StoreInfo.store:type_name -> ridge.meta.v1.Store
+	11,  // 69: ridge.pd.v1.StoreInfo.stats:type_name -> ridge.pd.v1.StoreStats
+	1,   // 70: ridge.pd.v1.ListStoresResponse.error:type_name -> ridge.pd.v1.PDError
+	45,  // 71: ridge.pd.v1.ListStoresResponse.stores:type_name -> ridge.pd.v1.StoreInfo
+	2,   // 72: ridge.pd.v1.SetStoreStateRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	70,  // 73: ridge.pd.v1.SetStoreStateRequest.state:type_name -> ridge.meta.v1.StoreState
+	1,   // 74: ridge.pd.v1.SetStoreStateResponse.error:type_name -> ridge.pd.v1.PDError
+	63,  // 75: ridge.pd.v1.SetStoreStateResponse.store:type_name -> ridge.meta.v1.Store
+	2,   // 76: ridge.pd.v1.ListOperatorsRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	1,   // 77: ridge.pd.v1.ListOperatorsResponse.error:type_name -> ridge.pd.v1.PDError
+	50,  // 78: ridge.pd.v1.ListOperatorsResponse.operators:type_name -> ridge.pd.v1.OperatorInfo
+	51,  // 79: ridge.pd.v1.ListOperatorsResponse.verdicts:type_name -> ridge.pd.v1.Verdict
+	2,   // 80: ridge.pd.v1.TimestampsRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	1,   // 81: ridge.pd.v1.TimestampsResponse.error:type_name -> ridge.pd.v1.PDError
+	2,   // 82: ridge.pd.v1.GetSafePointRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	1,   // 83: ridge.pd.v1.GetSafePointResponse.error:type_name -> ridge.pd.v1.PDError
+	57,  // 84: ridge.pd.v1.GetSafePointResponse.holds:type_name -> ridge.pd.v1.Hold
+	2,   // 85: ridge.pd.v1.SetHoldRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	1,   // 86: ridge.pd.v1.SetHoldResponse.error:type_name -> ridge.pd.v1.PDError
+	2,   // 87: ridge.pd.v1.ReleaseHoldRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	1,   // 88: ridge.pd.v1.ReleaseHoldResponse.error:type_name -> ridge.pd.v1.PDError
+	4,   // 89: ridge.pd.v1.PDService.Members:input_type -> ridge.pd.v1.MembersRequest
+	6,   // 90: ridge.pd.v1.PDService.Status:input_type -> ridge.pd.v1.StatusRequest
+	9,   // 91: ridge.pd.v1.PDService.RegisterStore:input_type -> ridge.pd.v1.RegisterStoreRequest
+	12,  // 92: ridge.pd.v1.PDService.StoreHeartbeat:input_type -> ridge.pd.v1.StoreHeartbeatRequest
+	17,  // 93: ridge.pd.v1.PDService.RangeHeartbeat:input_type -> ridge.pd.v1.RangeHeartbeatRequest
+	27,  // 94: ridge.pd.v1.PDService.AllocateIds:input_type -> ridge.pd.v1.AllocateIdsRequest
+	29,  // 95: ridge.pd.v1.PDService.AskSplit:input_type -> ridge.pd.v1.AskSplitRequest
+	31,  // 96: ridge.pd.v1.PDService.ReportSplit:input_type -> ridge.pd.v1.ReportSplitRequest
+	34,  // 97: ridge.pd.v1.PDService.GetRoute:input_type -> ridge.pd.v1.GetRouteRequest
+	36,  // 98: ridge.pd.v1.PDService.ListRoutes:input_type -> ridge.pd.v1.ListRoutesRequest
+	38,  // 99: ridge.pd.v1.PDService.GetRange:input_type -> ridge.pd.v1.GetRangeRequest
+	40,  // 100: ridge.pd.v1.PDService.WatchRoutes:input_type -> ridge.pd.v1.WatchRoutesRequest
+	42,  // 101: ridge.pd.v1.PDService.SplitRange:input_type -> ridge.pd.v1.SplitRangeRequest
+	44,  // 102: ridge.pd.v1.PDService.ListStores:input_type -> ridge.pd.v1.ListStoresRequest
+	47,  // 103: ridge.pd.v1.PDService.SetStoreState:input_type -> ridge.pd.v1.SetStoreStateRequest
+	49,  // 104: ridge.pd.v1.PDService.ListOperators:input_type -> ridge.pd.v1.ListOperatorsRequest
+	53,  // 105: ridge.pd.v1.PDService.Timestamps:input_type -> ridge.pd.v1.TimestampsRequest
+	55,  // 106: ridge.pd.v1.PDService.GetSafePoint:input_type -> ridge.pd.v1.GetSafePointRequest
+	58,  // 107: ridge.pd.v1.PDService.SetHold:input_type -> ridge.pd.v1.SetHoldRequest
+	60,  // 108: ridge.pd.v1.PDService.ReleaseHold:input_type -> ridge.pd.v1.ReleaseHoldRequest
+	5,   // 109: ridge.pd.v1.PDService.Members:output_type -> ridge.pd.v1.MembersResponse
+	7,   // 110: ridge.pd.v1.PDService.Status:output_type -> ridge.pd.v1.StatusResponse
+	10,  // 111: ridge.pd.v1.PDService.RegisterStore:output_type -> ridge.pd.v1.RegisterStoreResponse
+	13,  // 112: ridge.pd.v1.PDService.StoreHeartbeat:output_type -> ridge.pd.v1.StoreHeartbeatResponse
+	18,  // 113: ridge.pd.v1.PDService.RangeHeartbeat:output_type -> ridge.pd.v1.RangeHeartbeatResponse
+	28,  // 114: ridge.pd.v1.PDService.AllocateIds:output_type -> ridge.pd.v1.AllocateIdsResponse
+	30,  // 115: ridge.pd.v1.PDService.AskSplit:output_type -> ridge.pd.v1.AskSplitResponse
+	32,  // 116: ridge.pd.v1.PDService.ReportSplit:output_type -> ridge.pd.v1.ReportSplitResponse
+	35,  // 117: ridge.pd.v1.PDService.GetRoute:output_type -> ridge.pd.v1.GetRouteResponse
+	37,  // 118: ridge.pd.v1.PDService.ListRoutes:output_type -> ridge.pd.v1.ListRoutesResponse
+	39,  // 119: ridge.pd.v1.PDService.GetRange:output_type -> ridge.pd.v1.GetRangeResponse
+	41,  // 120: ridge.pd.v1.PDService.WatchRoutes:output_type -> ridge.pd.v1.WatchRoutesResponse
+	43,  // 121: ridge.pd.v1.PDService.SplitRange:output_type -> ridge.pd.v1.SplitRangeResponse
+	46,  // 122: ridge.pd.v1.PDService.ListStores:output_type -> ridge.pd.v1.ListStoresResponse
+	48,  // 123: ridge.pd.v1.PDService.SetStoreState:output_type -> ridge.pd.v1.SetStoreStateResponse
+	52,  // 124: ridge.pd.v1.PDService.ListOperators:output_type -> ridge.pd.v1.ListOperatorsResponse
+	54,  // 125: ridge.pd.v1.PDService.Timestamps:output_type -> ridge.pd.v1.TimestampsResponse
+	56,  // 126: ridge.pd.v1.PDService.GetSafePoint:output_type -> ridge.pd.v1.GetSafePointResponse
+	59,  // 127: ridge.pd.v1.PDService.SetHold:output_type -> ridge.pd.v1.SetHoldResponse
+	61,  // 128: ridge.pd.v1.PDService.ReleaseHold:output_type -> ridge.pd.v1.ReleaseHoldResponse
+	109, // [109:129] is the sub-list for method output_type
+	89,  // [89:109] is the sub-list for method input_type
+	89,  // [89:89] is the sub-list for extension type_name
+	89,  // [89:89] is the sub-list for extension extendee
+	0,   // [0:89] is the sub-list for field type_name
 }
 
 func init() { file_ridge_pd_v1_pd_proto_init() }
@@ -4145,7 +4556,7 @@ func file_ridge_pd_v1_pd_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ridge_pd_v1_pd_proto_rawDesc), len(file_ridge_pd_v1_pd_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   55,
+			NumMessages:   61,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

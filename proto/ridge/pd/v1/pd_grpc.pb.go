@@ -35,6 +35,8 @@ const (
 	PDService_WatchRoutes_FullMethodName    = "/ridge.pd.v1.PDService/WatchRoutes"
 	PDService_SplitRange_FullMethodName     = "/ridge.pd.v1.PDService/SplitRange"
 	PDService_ListStores_FullMethodName     = "/ridge.pd.v1.PDService/ListStores"
+	PDService_SetStoreState_FullMethodName  = "/ridge.pd.v1.PDService/SetStoreState"
+	PDService_ListOperators_FullMethodName  = "/ridge.pd.v1.PDService/ListOperators"
 	PDService_Timestamps_FullMethodName     = "/ridge.pd.v1.PDService/Timestamps"
 	PDService_GetSafePoint_FullMethodName   = "/ridge.pd.v1.PDService/GetSafePoint"
 	PDService_SetHold_FullMethodName        = "/ridge.pd.v1.PDService/SetHold"
@@ -69,6 +71,12 @@ type PDServiceClient interface {
 	WatchRoutes(ctx context.Context, in *WatchRoutesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchRoutesResponse], error)
 	SplitRange(ctx context.Context, in *SplitRangeRequest, opts ...grpc.CallOption) (*SplitRangeResponse, error)
 	ListStores(ctx context.Context, in *ListStoresRequest, opts ...grpc.CallOption) (*ListStoresResponse, error)
+	// SetStoreState is an administrator's word on a store: UP, DRAINING, LEAVING
+	// or GONE. GONE is for ever: its data is lost and its replicas are replaced.
+	SetStoreState(ctx context.Context, in *SetStoreStateRequest, opts ...grpc.CallOption) (*SetStoreStateResponse, error)
+	// ListOperators shows the changes in flight and, for ranges that PD would
+	// like to change but does not, why.
+	ListOperators(ctx context.Context, in *ListOperatorsRequest, opts ...grpc.CallOption) (*ListOperatorsResponse, error)
 	// Timestamps streams requests for timestamps; answers keep the order.
 	Timestamps(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[TimestampsRequest, TimestampsResponse], error)
 	GetSafePoint(ctx context.Context, in *GetSafePointRequest, opts ...grpc.CallOption) (*GetSafePointResponse, error)
@@ -237,6 +245,26 @@ func (c *pDServiceClient) ListStores(ctx context.Context, in *ListStoresRequest,
 	return out, nil
 }
 
+func (c *pDServiceClient) SetStoreState(ctx context.Context, in *SetStoreStateRequest, opts ...grpc.CallOption) (*SetStoreStateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetStoreStateResponse)
+	err := c.cc.Invoke(ctx, PDService_SetStoreState_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pDServiceClient) ListOperators(ctx context.Context, in *ListOperatorsRequest, opts ...grpc.CallOption) (*ListOperatorsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListOperatorsResponse)
+	err := c.cc.Invoke(ctx, PDService_ListOperators_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *pDServiceClient) Timestamps(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[TimestampsRequest, TimestampsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &PDService_ServiceDesc.Streams[2], PDService_Timestamps_FullMethodName, cOpts...)
@@ -308,6 +336,12 @@ type PDServiceServer interface {
 	WatchRoutes(*WatchRoutesRequest, grpc.ServerStreamingServer[WatchRoutesResponse]) error
 	SplitRange(context.Context, *SplitRangeRequest) (*SplitRangeResponse, error)
 	ListStores(context.Context, *ListStoresRequest) (*ListStoresResponse, error)
+	// SetStoreState is an administrator's word on a store: UP, DRAINING, LEAVING
+	// or GONE. GONE is for ever: its data is lost and its replicas are replaced.
+	SetStoreState(context.Context, *SetStoreStateRequest) (*SetStoreStateResponse, error)
+	// ListOperators shows the changes in flight and, for ranges that PD would
+	// like to change but does not, why.
+	ListOperators(context.Context, *ListOperatorsRequest) (*ListOperatorsResponse, error)
 	// Timestamps streams requests for timestamps; answers keep the order.
 	Timestamps(grpc.BidiStreamingServer[TimestampsRequest, TimestampsResponse]) error
 	GetSafePoint(context.Context, *GetSafePointRequest) (*GetSafePointResponse, error)
@@ -365,6 +399,12 @@ func (UnimplementedPDServiceServer) SplitRange(context.Context, *SplitRangeReque
 }
 func (UnimplementedPDServiceServer) ListStores(context.Context, *ListStoresRequest) (*ListStoresResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListStores not implemented")
+}
+func (UnimplementedPDServiceServer) SetStoreState(context.Context, *SetStoreStateRequest) (*SetStoreStateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetStoreState not implemented")
+}
+func (UnimplementedPDServiceServer) ListOperators(context.Context, *ListOperatorsRequest) (*ListOperatorsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListOperators not implemented")
 }
 func (UnimplementedPDServiceServer) Timestamps(grpc.BidiStreamingServer[TimestampsRequest, TimestampsResponse]) error {
 	return status.Error(codes.Unimplemented, "method Timestamps not implemented")
@@ -633,6 +673,42 @@ func _PDService_ListStores_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PDService_SetStoreState_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetStoreStateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PDServiceServer).SetStoreState(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PDService_SetStoreState_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PDServiceServer).SetStoreState(ctx, req.(*SetStoreStateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PDService_ListOperators_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListOperatorsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PDServiceServer).ListOperators(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PDService_ListOperators_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PDServiceServer).ListOperators(ctx, req.(*ListOperatorsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _PDService_Timestamps_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(PDServiceServer).Timestamps(&grpc.GenericServerStream[TimestampsRequest, TimestampsResponse]{ServerStream: stream})
 }
@@ -748,6 +824,14 @@ var PDService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListStores",
 			Handler:    _PDService_ListStores_Handler,
+		},
+		{
+			MethodName: "SetStoreState",
+			Handler:    _PDService_SetStoreState_Handler,
+		},
+		{
+			MethodName: "ListOperators",
+			Handler:    _PDService_ListOperators_Handler,
 		},
 		{
 			MethodName: "GetSafePoint",
