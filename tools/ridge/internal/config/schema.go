@@ -101,7 +101,10 @@ func Store() Schema {
 			help: "gRPC addresses of PD nodes, with commas",
 		},
 		{key: "labels", kind: kindLabels, flag: "labels", help: "where it stands, as zone=a,rack=7"},
-		{key: "raft.tick", kind: kindDuration, min: int64(10 * time.Millisecond), help: "Raft's clock (default 200ms)"},
+		{
+			key: "raft.tick", kind: kindDuration, min: int64(10 * time.Millisecond),
+			help: "Raft's clock (default 200ms)",
+		},
 		{
 			key: "drain_timeout", kind: kindDuration, min: int64(time.Millisecond),
 			help: "bound on handing leaders away at the end (default 5s)",
@@ -117,8 +120,9 @@ func Dev() Schema {
 		{key: "stores", kind: kindInt, value: "3", min: 1, max: 16, help: "number of stores"},
 		{key: "dir", value: "data/dev", help: "directory of the whole cluster"},
 		{
-			key: "pd_listen", kind: kindAddress, value: "127.0.0.1:7400",
-			help: "gRPC listen address of PD; the other ports follow from it",
+			key: "pd_listen", kind: kindAddress,
+			help: "gRPC listen address of PD; the other ports follow from it at the first start " +
+				"(default 127.0.0.1:7400)",
 		},
 		{
 			key: "http.listen", kind: kindAddress,
@@ -158,7 +162,6 @@ func memory(value string) setting {
 
 // storage are the settings of the engine. dataPath "" leaves data_path out.
 func storage(dataPath string) []setting {
-	const most = 1 << 50
 	all := []setting{
 		{
 			key: "storage.data_path", value: dataPath, flag: "dir",
@@ -168,6 +171,24 @@ func storage(dataPath string) []setting {
 			key: "storage.capacity", kind: kindSize, min: 64 << 20, max: most, flag: "capacity",
 			help: "how much of the disk the store may use (default: all)",
 		},
+		{
+			key: "storage.sync_writes", kind: kindBool,
+			help: "sync every commit (the Raft log is synced in any case)",
+		},
+	}
+	all = slices.Concat(all, tree(), unsafe())
+	if dataPath == "" {
+		return all[1:]
+	}
+	return all
+}
+
+// most is more than any machine has.
+const most = 1 << 50
+
+// tree are the settings that shape the engine's tree.
+func tree() []setting {
+	return []setting{
 		{
 			key: "storage.memtable_size", kind: kindSize, max: 1 << 30, help: "size of a memtable",
 			check: func(v any) error {
@@ -193,15 +214,6 @@ func storage(dataPath string) []setting {
 			help: "how much larger each level is than the one above",
 		},
 		{
-			key: "storage.value_threshold", kind: kindSize,
-			help:  "size from which values leave the tree",
-			check: checkValueThreshold,
-		},
-		{
-			key: "storage.sync_writes", kind: kindBool,
-			help: "sync every commit (the Raft log is synced in any case)",
-		},
-		{
 			key: "storage.compression", kind: kindChoice, choices: []string{"none", "snappy", "zstd"},
 			help: "compression of tables",
 		},
@@ -215,6 +227,18 @@ func storage(dataPath string) []setting {
 				return nil
 			},
 		},
+	}
+}
+
+// unsafe are settings whose other values would lose data or memory; they exist
+// so that a configuration that has them is refused with the reason.
+func unsafe() []setting {
+	return []setting{
+		{
+			key: "storage.value_threshold", kind: kindSize,
+			help:  "size from which values leave the tree",
+			check: checkValueThreshold,
+		},
 		{
 			key: "storage.detect_conflicts", kind: kindBool, help: "must be false",
 			check: func(v any) error {
@@ -226,10 +250,6 @@ func storage(dataPath string) []setting {
 			},
 		},
 	}
-	if dataPath == "" {
-		return all[1:]
-	}
-	return all
 }
 
 // checkValueThreshold keeps values out of the engine's value log, whose

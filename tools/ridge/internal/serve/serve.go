@@ -95,7 +95,9 @@ func New(o Options) (*Server, error) {
 }
 
 // RegisterService implements grpc.ServiceRegistrar.
-func (s *Server) RegisterService(d *grpc.ServiceDesc, impl any) { s.server.RegisterService(d, impl) }
+func (s *Server) RegisterService(d *grpc.ServiceDesc, service any) {
+	s.server.RegisterService(d, service)
+}
 
 // Run serves until ctx ends, then lets calls finish for a moment and closes.
 func (s *Server) Run(ctx context.Context) error {

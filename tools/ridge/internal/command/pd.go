@@ -1,0 +1,144 @@
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ridgekv/ridge/pd"
+	"github.com/ridgekv/ridge/tools/ridge/internal/config"
+	"github.com/ridgekv/ridge/tools/ridge/internal/serve"
+	"github.com/ridgekv/ridge/tools/ridge/internal/telemetry"
+)
+
+var errPDNotReady = errors.New("knows no PD leader yet")
+
+func newPD() *cobra.Command {
+	schema := config.PD()
+	cmd := &cobra.Command{
+		Use:   "pd",
+		Short: "Run a placement driver node",
+		Long: `Run a placement driver node. One is enough to start with; three survive the loss
+of one. All nodes are given the same --members, and never another one later:
+
+  ridge pd --member-id 1 --members 1=a:7400/a:7401,2=b:7400/b:7401,3=c:7400/c:7401`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			v, err := load(cmd, schema)
+			if err != nil {
+				return err
+			}
+			return runPD(cmd, v)
+		},
+	}
+	schema.AddFlags(cmd.Flags())
+	return cmd
+}
+
+func runPD(cmd *cobra.Command, v config.Values) error {
+	files := tlsFiles(v)
+	if err := secured(v, files, "listen", "raft.listen", "http.listen"); err != nil {
+		return err
+	}
+	registry := telemetry.NewRegistry(Version)
+	logger := newLogger(cmd, v)
+	options, err := pdOptions(v)
+	if err != nil {
+		return err
+	}
+	options.Logger, options.Registerer = logger, registry
+	if files.Given() {
+		options.TLS = &pd.TLSFiles{CA: files.CA, Cert: files.Cert, Key: files.Key}
+	}
+	server, err := pd.New(options)
+	if err != nil {
+		return usageError{err}
+	}
+	release, err := serve.Lock(options.Dir)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := serve.Probe("raft", "--raft-listen", v.String("raft.listen")); err != nil {
+		return err
+	}
+	grpcListener, err := serve.Listen("grpc", "--listen", v.String("listen"))
+	if err != nil {
+		return err
+	}
+	defer grpcListener.Close()
+	httpListener, err := serve.Listen("http", "--http-listen", v.String("http.listen"))
+	if err != nil {
+		return err
+	}
+	defer httpListener.Close()
+	setMemory(v.Int("memory"))
+	fmt.Fprintf(cmd.OutOrStdout(), "pd %d: grpc %s, raft %s, http %s, data in %s\n", options.MemberID,
+		grpcListener.Addr(), options.RaftListenAddress, httpListener.Addr(), options.Dir)
+	p := process{
+		members: []member{{
+			name: "pd", node: server, listener: grpcListener, registry: registry,
+			readiness: pdReadiness(server),
+		}},
+		tls: files, logger: logger, registry: registry, http: httpListener,
+		insecure: v.Bool("insecure"),
+		announce: func(context.Context) error {
+			return printReady(cmd.OutOrStdout(), fmt.Sprintf("pd %d", options.MemberID))
+		},
+	}
+	return p.run(cmd.Context())
+}
+
+func pdReadiness(s *pd.Server) func() error {
+	return func() error {
+		if s.Ready() {
+			return nil
+		}
+		return errPDNotReady
+	}
+}
+
+func pdOptions(v config.Values) (pd.Options, error) {
+	o := pd.Options{
+		Dir: v.String("dir"), MemberID: uint64(v.Int("member_id")),
+		RaftListenAddress: v.String("raft.listen"), Insecure: v.Bool("insecure"),
+		Replicas: int(v.Int("replicas")), SplitSizeBytes: uint64(v.Int("split_size")),
+		StoreHeartbeat: v.Duration("store_heartbeat"), StoreDownAfter: v.Duration("store_down_after"),
+		Retention: v.Duration("retention"), Version: Version,
+	}
+	if !v.Given("members") {
+		o.Members = []pd.Member{{
+			ID:          o.MemberID,
+			GRPCAddress: advertised(v, "advertise", v.String("listen")),
+			RaftAddress: advertised(v, "raft.advertise", v.String("raft.listen")),
+		}}
+		return o, nil
+	}
+	var faults []error
+	for _, text := range v.Strings("members") {
+		m, err := parseMember(text)
+		if err != nil {
+			faults = append(faults, err)
+		}
+		o.Members = append(o.Members, m)
+	}
+	if len(faults) > 0 {
+		return o, config.Error{Faults: faults}
+	}
+	return o, nil
+}
+
+// parseMember reads ID=GRPC_ADDRESS/RAFT_ADDRESS.
+func parseMember(text string) (pd.Member, error) {
+	number, addresses, hasID := strings.Cut(text, "=")
+	grpcAddress, raftAddress, hasRaft := strings.Cut(addresses, "/")
+	n, err := strconv.ParseUint(number, 10, 64)
+	if !hasID || !hasRaft || err != nil {
+		return pd.Member{}, fmt.Errorf("members: %q is not ID=GRPC_ADDRESS/RAFT_ADDRESS", text)
+	}
+	return pd.Member{ID: n, GRPCAddress: grpcAddress, RaftAddress: raftAddress}, nil
+}
