@@ -7,16 +7,17 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"iter"
+	"fmt"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/ridgekv/ridge/proto/keys"
+	"github.com/ridgekv/ridge/client/internal/dial"
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
-	"github.com/ridgekv/ridge/proto/ts"
 )
 
 // ErrClosed is returned by every call after Close.
@@ -33,6 +34,9 @@ type Options struct {
 	DialTimeout time.Duration
 	// Timeout bounds a call whose context has no deadline. Default 10s.
 	Timeout time.Duration
+	// TryTimeout is how long one PD node may be silent before another is asked.
+	// Default 1s; registering a store gets five times that.
+	TryTimeout time.Duration
 	// ClusterID is the cluster that is meant; others refuse. Default 0: it is
 	// learned from the first answer and held to from then on.
 	ClusterID uint64
@@ -40,6 +44,41 @@ type Options struct {
 	Logger *slog.Logger
 	// Registerer gets the metrics. Default: none.
 	Registerer prometheus.Registerer
+}
+
+// Validate reports every fault of o, joined.
+func (o Options) Validate() error {
+	var faults []error
+	if len(o.Addresses) == 0 {
+		faults = append(faults, errors.New("pdclient: no PD address is given"))
+	}
+	for _, a := range o.Addresses {
+		if a == "" {
+			faults = append(faults, errors.New("pdclient: a PD address is empty"))
+		}
+	}
+	if o.DialTimeout < 0 || o.Timeout < 0 || o.TryTimeout < 0 {
+		faults = append(faults, errors.New("pdclient: a timeout is negative"))
+	}
+	return errors.Join(faults...)
+}
+
+func (o Options) withDefaults() Options {
+	for _, d := range []struct {
+		p        *time.Duration
+		fallback time.Duration
+	}{
+		{&o.DialTimeout, dial.DefaultTimeout}, {&o.Timeout, 10 * time.Second},
+		{&o.TryTimeout, time.Second},
+	} {
+		if *d.p == 0 {
+			*d.p = d.fallback
+		}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return o
 }
 
 // Error is a refusal by PD.
@@ -53,152 +92,93 @@ type Error struct {
 	Backoff       time.Duration
 }
 
-func (e Error) Error() string { return "pd: " + e.Op + ": " + e.Message }
+func (e Error) Error() string {
+	text := e.Message
+	if text == "" {
+		text = e.Reason.String()
+	}
+	return "pd: " + e.Op + ": " + text
+}
+
+// HasReason reports whether err holds a refusal by PD for reason.
+func HasReason(err error, reason pdpb.PDErrorReason) bool {
+	e, ok := errors.AsType[Error](err)
+	return ok && e.Reason == reason
+}
 
 // Client speaks to PD. It is safe for concurrent use.
-type Client struct{ o Options }
+type Client struct {
+	o         Options
+	clusterID atomic.Uint64
+	members   *members
+	oracle    *oracle
+	metrics   *metrics
 
-var errNotBuilt = errors.New("pdclient: not built yet")
+	stop   context.CancelFunc
+	closed atomic.Bool
+	wg     sync.WaitGroup
+}
 
 // Open returns a client. It does not wait for PD: a store starts without it.
 // The context bounds nothing after Open has returned.
-func Open(ctx context.Context, o Options) (*Client, error) { return &Client{o: o}, nil }
+func Open(ctx context.Context, o Options) (*Client, error) {
+	if err := errors.Join(o.Validate(), ctx.Err()); err != nil {
+		return nil, err
+	}
+	o = o.withDefaults()
+	m, err := newMetrics(o.Registerer)
+	if err != nil {
+		return nil, fmt.Errorf("pdclient: %w", err)
+	}
+	c := &Client{o: o, members: newMembers(o), metrics: m}
+	c.clusterID.Store(o.ClusterID)
+	c.oracle = newOracle(c)
+	ctx, c.stop = context.WithCancel(context.WithoutCancel(ctx))
+	c.wg.Go(func() { c.oracle.run(ctx) })
+	c.wg.Go(func() { c.learn(ctx) })
+	return c, nil
+}
 
 // Close ends every stream and connection. It is idempotent.
-func (c *Client) Close() error { return nil }
+func (c *Client) Close() error {
+	if c.closed.Swap(true) {
+		return nil
+	}
+	c.stop()
+	err := c.members.close()
+	c.wg.Wait()
+	return err
+}
 
 // ClusterID is the id of the cluster, 0 as long as no PD has answered.
-func (c *Client) ClusterID() uint64 { return c.o.ClusterID }
+func (c *Client) ClusterID() uint64 { return c.clusterID.Load() }
 
-// Members lists the PD nodes. Any node answers.
-func (c *Client) Members(ctx context.Context) (*pdpb.MembersResponse, error) {
-	return nil, errNotBuilt
+// learnCluster keeps the first cluster id that is heard.
+func (c *Client) learnCluster(id uint64) {
+	if id != 0 {
+		c.clusterID.CompareAndSwap(0, id)
+	}
 }
 
-// Status asks the leader, or any node while there is none.
-func (c *Client) Status(ctx context.Context) (*pdpb.StatusResponse, error) {
-	return nil, errNotBuilt
+func (c *Client) header() *pdpb.RequestHeader {
+	return &pdpb.RequestHeader{ClusterId: c.clusterID.Load()}
 }
 
-// StatusOf asks exactly the PD node at address.
-func (c *Client) StatusOf(ctx context.Context, address string) (*pdpb.StatusResponse, error) {
-	return nil, errNotBuilt
+// learn asks for the list of members whenever a new leader was met, so that
+// the client survives the loss of every address it was configured with.
+func (c *Client) learn(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.members.bell:
+		}
+		tryCtx, cancel := context.WithTimeout(ctx, c.o.Timeout)
+		if r, err := c.Members(tryCtx); err == nil {
+			for _, m := range r.GetMembers() {
+				c.members.add(m.GetGrpcAddress())
+			}
+		}
+		cancel()
+	}
 }
-
-// RegisterStore admits a store to the cluster.
-func (c *Client) RegisterStore(
-	ctx context.Context, r *pdpb.RegisterStoreRequest,
-) (*pdpb.RegisterStoreResponse, error) {
-	return nil, errNotBuilt
-}
-
-// StoreHeartbeat reports a store.
-func (c *Client) StoreHeartbeat(
-	ctx context.Context, r *pdpb.StoreHeartbeatRequest,
-) (*pdpb.StoreHeartbeatResponse, error) {
-	return nil, errNotBuilt
-}
-
-// RangeHeartbeat opens a stream to the present leader, waiting for one as long
-// as ctx allows. The stream lives until Recv fails, Close or the end of ctx.
-// When it ends, open the next one and send a complete report: the leader may
-// be a new one that knows nothing.
-func (c *Client) RangeHeartbeat(ctx context.Context) (*RangeHeartbeats, error) {
-	return nil, errNotBuilt
-}
-
-// RangeHeartbeats is a stream of reports to PD and orders from it. One
-// goroutine may send while another receives.
-type RangeHeartbeats struct{}
-
-// Send sends one report. The header is filled in.
-func (s *RangeHeartbeats) Send(r *pdpb.RangeHeartbeatRequest) error { return errNotBuilt }
-
-// Recv waits for the next orders.
-func (s *RangeHeartbeats) Recv() (*pdpb.RangeHeartbeatResponse, error) { return nil, errNotBuilt }
-
-// Close ends the stream and releases what it holds. It is idempotent.
-func (s *RangeHeartbeats) Close() {}
-
-// AllocateIDs returns the first of count consecutive ids, never given before.
-func (c *Client) AllocateIDs(ctx context.Context, count uint32) (first uint64, err error) {
-	return 0, errNotBuilt
-}
-
-// AskSplit reserves the ids of a child range.
-func (c *Client) AskSplit(
-	ctx context.Context, r *pdpb.AskSplitRequest,
-) (*pdpb.AskSplitResponse, error) {
-	return nil, errNotBuilt
-}
-
-// ReportSplit tells both halves of a split at once.
-func (c *Client) ReportSplit(
-	ctx context.Context, r *pdpb.ReportSplitRequest,
-) (*pdpb.ReportSplitResponse, error) {
-	return nil, errNotBuilt
-}
-
-// GetRoute returns the range that holds key, and the stores of its replicas.
-func (c *Client) GetRoute(ctx context.Context, key []byte) (*pdpb.GetRouteResponse, error) {
-	return nil, errNotBuilt
-}
-
-// ListRoutes returns one page of the routes of span; limit 0 is PD's choice.
-func (c *Client) ListRoutes(
-	ctx context.Context, span keys.Span, limit uint32,
-) (*pdpb.ListRoutesResponse, error) {
-	return nil, errNotBuilt
-}
-
-// GetRange returns a range by its id.
-func (c *Client) GetRange(ctx context.Context, rangeID uint64) (*pdpb.GetRangeResponse, error) {
-	return nil, errNotBuilt
-}
-
-// WatchRoutes yields the present routes of span and then every change. A
-// broken stream is opened again, at the new leader if it moved; PD then sends
-// the present state anew, up to a message with Synced. It ends with ctx, with
-// an error that cannot be cured, or when the caller stops.
-func (c *Client) WatchRoutes(
-	ctx context.Context, span keys.Span,
-) iter.Seq2[*pdpb.WatchRoutesResponse, error] {
-	return func(yield func(*pdpb.WatchRoutesResponse, error) bool) { yield(nil, errNotBuilt) }
-}
-
-// SplitRange asks PD to split the range that holds key at key.
-func (c *Client) SplitRange(ctx context.Context, key []byte) (*pdpb.SplitRangeResponse, error) {
-	return nil, errNotBuilt
-}
-
-// ListStores returns every store PD knows.
-func (c *Client) ListStores(ctx context.Context) (*pdpb.ListStoresResponse, error) {
-	return nil, errNotBuilt
-}
-
-// Timestamp returns a timestamp above every one that any caller of the cluster
-// was given before this call began.
-func (c *Client) Timestamp(ctx context.Context) (ts.Timestamp, error) {
-	return 0, errNotBuilt
-}
-
-// Timestamps returns the first of n consecutive timestamps.
-func (c *Client) Timestamps(ctx context.Context, n uint32) (ts.Timestamp, error) {
-	return 0, errNotBuilt
-}
-
-// GetSafePoint returns the safe points and the holds.
-func (c *Client) GetSafePoint(ctx context.Context) (*pdpb.GetSafePointResponse, error) {
-	return nil, errNotBuilt
-}
-
-// SetHold creates or renews a hold that keeps history at or above at. It
-// returns PD's GC safe point.
-func (c *Client) SetHold(
-	ctx context.Context, id string, at ts.Timestamp, ttl time.Duration,
-) (ts.Timestamp, error) {
-	return 0, errNotBuilt
-}
-
-// ReleaseHold drops a hold. Dropping one that does not exist is no error.
-func (c *Client) ReleaseHold(ctx context.Context, id string) error { return errNotBuilt }

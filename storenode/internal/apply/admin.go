@@ -76,6 +76,7 @@ func (b *batch) split(w *engine.WriteSet, index uint64, p *logpb.Split) sm.Resul
 	b.setState(w, func(pb *logpb.RangeState) {
 		pb.Span = left.Proto()
 		pb.SpanEpoch++
+		pb.LastChildRangeId = childID
 		pb.Slices = slicesProto(leftSlices)
 		if makesChild {
 			pb.Unborn = append(pb.Unborn, &logpb.UnbornChild{RangeId: childID, SplitIndex: index})
@@ -106,6 +107,9 @@ func (b *batch) checkSplit(p *logpb.Split) sm.Result {
 	switch {
 	case p.GetChildRangeId() == 0 || p.GetChildRangeId() == b.m.rangeID:
 		return refused("child range id %d", p.GetChildRangeId())
+	case p.GetChildRangeId() == b.state.LastChildRangeID():
+		// Taken for a late one, it would make the right half garbage.
+		return refused("range %d was split off already", p.GetChildRangeId())
 	case len(p.GetChildReplicas()) == 0:
 		return refused("the child has no replicas")
 	case len(p.GetSplitKey()) == 0 || len(p.GetSplitKey()) > keys.MaxKeySizeBytes ||
@@ -143,7 +147,7 @@ func childState(
 	pb.RangeId = p.GetChildRangeId()
 	pb.Span = span.Proto()
 	pb.SpanEpoch++
-	pb.Lease, pb.Previous = nil, nil
+	pb.Lease, pb.Previous, pb.LastChildRangeId = nil, nil, 0
 	pb.ReadBound = p.GetMaxReadTs()
 	pb.HistoryFloor = uint64(parent.HistoryFloor())
 	pb.ReplicaId = replicaID

@@ -136,6 +136,9 @@ func (s *State) Unborn() []*logpb.UnbornChild { return s.pb.GetUnborn() }
 // believes it has applied, so nobody may read it or take a log snapshot of it.
 func (s *State) Halted() string { return s.halted }
 
+// LastChildRangeID is the child of the newest split, 0 before the first.
+func (s *State) LastChildRangeID() uint64 { return s.pb.GetLastChildRangeId() }
+
 // Serving reports whether the replica may be read and evaluated upon.
 func (s *State) Serving() bool {
 	return s.halted == "" && s.Status() == logpb.ReplicaState_REPLICA_STATE_NORMAL
@@ -174,6 +177,8 @@ func (s *State) Replicated() *logpb.RangeState {
 		TxnSafePoint: s.pb.GetTxnSafePoint(),
 		HasTtl:       s.pb.GetHasTtl(),
 		MergeInto:    s.pb.GetMergeInto(),
+
+		LastChildRangeId: s.pb.GetLastChildRangeId(),
 	}
 }
 

@@ -773,6 +773,9 @@ type RangeState struct {
 	MergeInto uint64 `protobuf:"varint,9,opt,name=merge_into,json=mergeInto,proto3" json:"merge_into,omitempty"`
 	// history_floor: versions below it may be missing.
 	HistoryFloor uint64 `protobuf:"varint,10,opt,name=history_floor,json=historyFloor,proto3" json:"history_floor,omitempty"`
+	// last_child_range_id is the child of the newest split. A split that names
+	// it again is refused: it must have been applied.
+	LastChildRangeId uint64 `protobuf:"varint,11,opt,name=last_child_range_id,json=lastChildRangeId,proto3" json:"last_child_range_id,omitempty"`
 	// Store-local from here.
 	ReplicaId uint64         `protobuf:"varint,20,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
 	Role      v1.Role        `protobuf:"varint,21,opt,name=role,proto3,enum=ridge.meta.v1.Role" json:"role,omitempty"`
@@ -888,6 +891,13 @@ func (x *RangeState) GetMergeInto() uint64 {
 func (x *RangeState) GetHistoryFloor() uint64 {
 	if x != nil {
 		return x.HistoryFloor
+	}
+	return 0
+}
+
+func (x *RangeState) GetLastChildRangeId() uint64 {
+	if x != nil {
+		return x.LastChildRangeId
 	}
 	return 0
 }
@@ -1416,7 +1426,7 @@ const file_ridge_log_v1_log_proto_rawDesc = "" +
 	"\vUnbornChild\x12\x19\n" +
 	"\brange_id\x18\x01 \x01(\x04R\arangeId\x12\x1f\n" +
 	"\vsplit_index\x18\x02 \x01(\x04R\n" +
-	"splitIndex\"\xf3\x05\n" +
+	"splitIndex\"\xa2\x06\n" +
 	"\n" +
 	"RangeState\x12\x19\n" +
 	"\brange_id\x18\x01 \x01(\x04R\arangeId\x12'\n" +
@@ -1432,7 +1442,8 @@ const file_ridge_log_v1_log_proto_rawDesc = "" +
 	"\n" +
 	"merge_into\x18\t \x01(\x04R\tmergeInto\x12#\n" +
 	"\rhistory_floor\x18\n" +
-	" \x01(\x04R\fhistoryFloor\x12\x1d\n" +
+	" \x01(\x04R\fhistoryFloor\x12-\n" +
+	"\x13last_child_range_id\x18\v \x01(\x04R\x10lastChildRangeId\x12\x1d\n" +
 	"\n" +
 	"replica_id\x18\x14 \x01(\x04R\treplicaId\x12'\n" +
 	"\x04role\x18\x15 \x01(\x0e2\x13.ridge.meta.v1.RoleR\x04role\x120\n" +
