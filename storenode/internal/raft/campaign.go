@@ -1,0 +1,355 @@
+package raft
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"hash/fnv"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	pb "github.com/lni/dragonboat/v4/raftpb"
+
+	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
+	"github.com/ridgekv/ridge/storenode/internal/catalog"
+)
+
+// Elections on demand. Ticks are slow, because a thousand ranges cost a good
+// part of a core at fast ones; instead a replica is told when time is up. Two
+// forms, both messages handed to a local replica as if they had arrived:
+//
+// Birth of a child: TimeoutNow, which skips the pre-vote. Nobody leads a child,
+// so there is nobody to disturb.
+//
+// Death of a store: a burst of LocalTick, which only lets time pass. It keeps
+// the pre-vote and the voters' patience with a living leader, so that Raft
+// itself demands that a quorum agrees; wrong, it costs nothing.
+//
+// Neither can break Raft: both only move clocks.
+
+const (
+	// maxElectionTicks keeps burstTicks below the receive queue of a replica
+	// (receiveQueueLen): a full queue drops ticks.
+	maxElectionTicks = 60
+
+	birthEvery     = 5 * time.Millisecond
+	birthReset     = 50 * time.Millisecond
+	birthResetMax  = time.Second
+	birthGiveUp    = 10 * time.Second
+	deathRetry     = 100 * time.Millisecond
+	deathRounds    = 40
+	roundsPerRank  = 2
+	deathRescan    = 200 * time.Millisecond
+	messagesAtOnce = 4096
+)
+
+// births are the children this store campaigns for: those whose parent it led
+// when they started here.
+type births struct {
+	bell chan struct{}
+	mu   struct {
+		sync.Mutex
+		children map[uint64]*birth
+	}
+}
+
+type birth struct {
+	replicaID uint64
+	since     time.Time
+	next      time.Time
+	// reset is when a candidate that is stuck is sent back to being a follower.
+	reset      time.Time
+	resetEvery time.Duration
+}
+
+func newBirths() *births {
+	b := &births{bell: make(chan struct{}, 1)}
+	b.mu.children = make(map[uint64]*birth)
+	return b
+}
+
+func (b *births) ring() { ring(b.bell) }
+
+func (b *births) add(rangeID, replicaID uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	b.mu.children[rangeID] = &birth{
+		replicaID: replicaID, since: now, next: now,
+		reset: now.Add(birthReset), resetEvery: birthReset,
+	}
+	b.ring()
+}
+
+// hurry makes the next message a reset, because another member has started.
+func (b *births) hurry(rangeID uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if c, ok := b.mu.children[rangeID]; ok {
+		c.next, c.reset, c.resetEvery = time.Time{}, time.Time{}, birthReset
+		b.ring()
+	}
+}
+
+// ChildStarted tells that another store has started its replica of a child.
+func (h *Host) ChildStarted(rangeID, storeID uint64) {
+	if storeID != h.opts.StoreID {
+		h.births.hurry(rangeID)
+	}
+}
+
+// deaths are the stores that are silent, and the ranges they led.
+type deaths struct {
+	bell chan struct{}
+	mu   struct {
+		sync.Mutex
+		silent map[uint64]struct{}
+	}
+	// Only the campaign loop uses these.
+	ranges map[uint64]*death
+	rescan time.Time
+}
+
+type death struct {
+	storeID uint64
+	round   int
+	next    time.Time
+}
+
+func newDeaths() *deaths {
+	d := &deaths{bell: make(chan struct{}, 1), ranges: make(map[uint64]*death)}
+	d.mu.silent = make(map[uint64]struct{})
+	return d
+}
+
+func (d *deaths) ring() { ring(d.bell) }
+
+func (d *deaths) silent() map[uint64]struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	out := make(map[uint64]struct{}, len(d.mu.silent))
+	for s := range d.mu.silent {
+		out[s] = struct{}{}
+	}
+	return out
+}
+
+// Suspect tells whether a store is heard. The ranges that a silent store led
+// are led again within a second, unless most of the others still hear it.
+func (h *Host) Suspect(storeID uint64, silent bool) {
+	if storeID == h.opts.StoreID {
+		return
+	}
+	d := h.deaths
+	d.mu.Lock()
+	_, was := d.mu.silent[storeID]
+	if silent {
+		d.mu.silent[storeID] = struct{}{}
+	} else {
+		delete(d.mu.silent, storeID)
+	}
+	d.mu.Unlock()
+	if was != silent {
+		h.log.Info("store suspected", "suspect", storeID, "silent", silent)
+		d.ring()
+	}
+}
+
+// campaign sends what births and deaths ask for, and keeps the clock.
+func (h *Host) campaign(ctx context.Context) error {
+	// The same kind of clock as NodeHost's: both miss the same ticks when the
+	// process is stopped.
+	h.ticks.Store(uint64(time.Since(h.opened) / h.opts.Tick))
+	clock := time.NewTicker(h.opts.Tick)
+	defer clock.Stop()
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		now := time.Now()
+		next := now.Add(time.Hour)
+		var messages []pb.Message
+		messages, next = h.stepBirths(now, messages, next)
+		messages, next = h.stepDeaths(now, messages, next)
+		for batch := range slices.Chunk(messages, messagesAtOnce) {
+			if !h.door.inject(batch) {
+				return nil // closing
+			}
+		}
+		timer.Reset(max(time.Until(next), time.Millisecond))
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-clock.C:
+			h.ticks.Add(1)
+		case <-h.births.bell:
+		case <-h.deaths.bell:
+		case <-timer.C:
+		}
+	}
+}
+
+// stepBirths adds the messages that are due for children, and moves next to
+// when the next one is.
+func (h *Host) stepBirths(
+	now time.Time, out []pb.Message, next time.Time,
+) ([]pb.Message, time.Time) {
+	b := h.births
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for rangeID, c := range b.mu.children {
+		r, ok := h.replica(rangeID)
+		if !ok || r.replicaID != c.replicaID || now.Sub(c.since) > birthGiveUp {
+			delete(b.mu.children, rangeID)
+			continue
+		}
+		leader, term, known := h.leaderNow(rangeID)
+		if known && leader != 0 {
+			h.log.Debug("child has a leader", "range", rangeID, "after", now.Sub(c.since))
+			delete(b.mu.children, rangeID)
+			continue
+		}
+		if !now.Before(c.next) {
+			if !now.Before(c.reset) {
+				// A candidate ignores TimeoutNow. A message of a later term makes
+				// it a follower again; the term rises by two.
+				out = append(out, pb.Message{
+					Type: pb.NoOP, ShardID: rangeID, To: c.replicaID,
+					Term: max(term, catalog.BirthIndex) + 1,
+				})
+				c.reset = now.Add(c.resetEvery)
+				c.resetEvery = min(2*c.resetEvery, birthResetMax)
+			}
+			out = append(out, pb.Message{Type: pb.TimeoutNow, ShardID: rangeID, To: c.replicaID})
+			c.next = now.Add(birthEvery)
+			h.metrics.injections.inc("birth")
+		}
+		if c.next.Before(next) {
+			next = c.next
+		}
+	}
+	return out, next
+}
+
+// stepDeaths is stepBirths for the ranges of silent stores.
+func (h *Host) stepDeaths(
+	now time.Time, out []pb.Message, next time.Time,
+) ([]pb.Message, time.Time) {
+	d := h.deaths
+	silent := d.silent()
+	if len(silent) == 0 {
+		clear(d.ranges)
+		return out, next
+	}
+	h.replicas.Range(func(_, v any) bool {
+		r := v.(*replica)
+		l := r.leading()
+		_, dead := silent[l.StoreID]
+		if _, listed := d.ranges[r.rangeID]; dead && l.Known && !l.Self && !listed {
+			d.ranges[r.rangeID] = &death{storeID: l.StoreID, next: now}
+		}
+		return true
+	})
+	for rangeID, c := range d.ranges {
+		r, ok := h.replica(rangeID)
+		if !ok {
+			delete(d.ranges, rangeID)
+			continue
+		}
+		leader, _, known := h.leaderNow(rangeID)
+		m, _ := r.members.Load().find(leader)
+		_, stillSilent := silent[c.storeID]
+		led := known && leader != 0 && m.GetStoreId() != c.storeID
+		if !stillSilent || led || leader == r.replicaID || c.round >= deathRounds {
+			if !led && stillSilent && c.round >= deathRounds {
+				// Ordinary elections must do. Keep the note, or the next look
+				// would begin anew.
+				continue
+			}
+			delete(d.ranges, rangeID)
+			continue
+		}
+		if !now.Before(c.next) {
+			out = h.passTime(out, r, c, silent)
+			c.round++
+			c.next = now.Add(deathRetry + rand.N(deathRetry/2))
+		}
+		if c.next.Before(next) {
+			next = c.next
+		}
+	}
+	if rescan := now.Add(deathRescan); rescan.Before(next) {
+		next = rescan
+	}
+	return out, next
+}
+
+// passTime lets time pass for a replica: for the one whose turn it is enough
+// to campaign, for the others enough to give a vote.
+func (h *Host) passTime(
+	out []pb.Message, r *replica, c *death, silent map[uint64]struct{},
+) []pb.Message {
+	members := r.members.Load()
+	self, ok := members.find(r.replicaID)
+	if !ok || self.GetRole() != metapb.Role_ROLE_VOTER {
+		return out
+	}
+	election := h.opts.ElectionTicks
+	n := 0
+	switch rank, ranks := rankOf(r.rangeID, h.opts.StoreID, members, silent); {
+	case c.round/roundsPerRank%ranks == rank:
+		n = 2*election - 1 // more than any random patience
+	case c.round%(2*roundsPerRank) == 0:
+		n = election // the patience with the old leader ends
+	}
+	if n == 0 {
+		return out
+	}
+	h.metrics.injections.inc("death")
+	tick := h.ticks.Load()
+	for range n {
+		out = append(out, pb.Message{
+			Type: pb.LocalTick, ShardID: r.rangeID, To: r.replicaID, From: r.replicaID, Hint: tick,
+		})
+	}
+	return out
+}
+
+// leaderNow asks NodeHost itself, just before a message that a leader must
+// not get.
+func (h *Host) leaderNow(rangeID uint64) (leader, term uint64, known bool) {
+	_ = h.call(func() (err error) {
+		leader, term, known, err = h.nh.GetLeaderID(rangeID)
+		return err
+	})
+	return leader, term, known
+}
+
+// rankOf is the place of this store among the voters' stores that are heard.
+// All stores that hear the same reckon the same: if several campaigned at
+// once they would split the votes.
+func rankOf(
+	rangeID, storeID uint64, m *members, silent map[uint64]struct{},
+) (rank, ranks int) {
+	var stores []uint64
+	for _, r := range m.list() {
+		if _, dead := silent[r.GetStoreId()]; !dead && r.GetRole() == metapb.Role_ROLE_VOTER {
+			stores = append(stores, r.GetStoreId())
+		}
+	}
+	slices.SortFunc(stores, func(a, b uint64) int {
+		return cmp.Compare(weight(rangeID, a), weight(rangeID, b))
+	})
+	return slices.Index(stores, storeID), max(len(stores), 1)
+}
+
+// weight spreads the ranges of a dead store over the others.
+func weight(rangeID, storeID uint64) uint64 {
+	f := fnv.New64a()
+	var b [16]byte
+	binary.BigEndian.PutUint64(b[:], rangeID)
+	binary.BigEndian.PutUint64(b[8:], storeID)
+	_, _ = f.Write(b[:])
+	return f.Sum64()
+}

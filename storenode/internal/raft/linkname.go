@@ -1,0 +1,96 @@
+package raft
+
+import (
+	"math"
+	_ "unsafe" // for go:linkname
+
+	"github.com/lni/dragonboat/v4/config"
+	"github.com/lni/dragonboat/v4/raftio"
+)
+
+// This file is the only one that reaches past Dragonboat's public interface.
+// Each name below has a test that fails when a new version of Dragonboat moves
+// it. linkname.s is empty: it lets the compiler accept functions without a
+// body.
+
+// newDefaultLogDB is Dragonboat's own Pebble log. Wrapping it keeps the handle
+// that births (Law 4) and the boot pre-flight need.
+//
+//go:linkname newDefaultLogDB github.com/lni/dragonboat/v4/internal/logdb.NewDefaultLogDB
+func newDefaultLogDB(
+	cfg config.NodeHostConfig, callback config.LogDBCallback, dirs, lowLatencyDirs []string,
+) (raftio.ILogDB, error)
+
+// newTCPTransport is Dragonboat's own transport. Wrapping it keeps the message
+// handler that campaigns need, and resolves stores when it dials.
+//
+//go:linkname newTCPTransport github.com/lni/dragonboat/v4/internal/transport.NewTCPTransport
+func newTCPTransport(
+	cfg config.NodeHostConfig, handler raftio.MessageHandler, chunks raftio.ChunkHandler,
+) raftio.ITransport
+
+// The soft settings. Dragonboat reads them from a JSON file in the working
+// directory, which one binary cannot ship, into these variables.
+
+//go:linkname syncTaskInterval github.com/lni/dragonboat/v4.syncTaskInterval
+var syncTaskInterval uint64
+
+//go:linkname incomingProposalsMaxLen github.com/lni/dragonboat/v4.incomingProposalsMaxLen
+var incomingProposalsMaxLen uint64
+
+//go:linkname incomingReadIndexMaxLen github.com/lni/dragonboat/v4.incomingReadIndexMaxLen
+var incomingReadIndexMaxLen uint64
+
+//go:linkname receiveQueueLen github.com/lni/dragonboat/v4.receiveQueueLen
+var receiveQueueLen uint64
+
+//go:linkname pendingProposalShards github.com/lni/dragonboat/v4.pendingProposalShards
+var pendingProposalShards uint64
+
+//go:linkname entrySliceSize github.com/lni/dragonboat/v4/internal/raft.entrySliceSize
+var entrySliceSize uint64
+
+//go:linkname minEntrySliceSize github.com/lni/dragonboat/v4/internal/raft.minEntrySliceSize
+var minEntrySliceSize uint64
+
+//go:linkname sendQueueLen github.com/lni/dragonboat/v4/internal/transport.sendQueueLen
+var sendQueueLen uint64
+
+// Package variables are initialised after those of imported packages and
+// before main, so this comes before the first NodeHost of the process and
+// races with none: not with that of a PD in the same process either.
+var _ = setSoftSettings()
+
+// setSoftSettings cuts the memory of a replica from 1.1 MiB to below 200 KiB
+// and stops the periodic Sync, which blocks apply workers and which nothing
+// reads.
+func setSoftSettings() struct{} {
+	// Due when now - x >= interval for a random x below interval, in unsigned
+	// arithmetic: with the largest value it is never due, not even once.
+	syncTaskInterval = math.MaxUint64
+	incomingProposalsMaxLen = 256
+	incomingReadIndexMaxLen = 512
+	// Must hold a burst of ticks: see burstTicks in campaign.go.
+	receiveQueueLen = 128
+	pendingProposalShards = 4
+	entrySliceSize = 128
+	minEntrySliceSize = 32
+	// Thousands of heartbeats of one tick go to a store at once.
+	sendQueueLen = 8192
+	return struct{}{}
+}
+
+// capturedLog is a factory that keeps the log it made.
+type capturedLog struct{ db raftio.ILogDB }
+
+// Name must be what Dragonboat's own factory would write into its flag file.
+func (c *capturedLog) Name() string { return LogKind }
+
+// Create returns the log unwrapped: Dragonboat asserts its type.
+func (c *capturedLog) Create(
+	cfg config.NodeHostConfig, callback config.LogDBCallback, dirs, lowLatencyDirs []string,
+) (raftio.ILogDB, error) {
+	db, err := newDefaultLogDB(cfg, callback, dirs, lowLatencyDirs)
+	c.db = db
+	return db, err
+}

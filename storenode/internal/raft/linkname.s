@@ -1,0 +1,1 @@
+// Empty: lets linkname.go declare functions without a body.

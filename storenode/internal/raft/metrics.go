@@ -1,0 +1,72 @@
+package raft
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics of this room.
+type metrics struct {
+	proposals, reads, cuts, injections, changes counterVec
+	leaderChanges, starts, quarantined          counter
+}
+
+type counterVec struct{ *prometheus.CounterVec }
+
+func (c counterVec) inc(label string) { c.WithLabelValues(label).Inc() }
+
+type counter struct{ prometheus.Counter }
+
+func (c counter) inc() { c.Inc() }
+
+func newMetrics(r prometheus.Registerer, h *Host) *metrics {
+	vec := func(name, label, help string) counterVec {
+		return counterVec{prometheus.NewCounterVec(
+			prometheus.CounterOpts{Name: "ridge_raft_" + name, Help: help}, []string{label})}
+	}
+	one := func(name, help string) counter {
+		return counter{prometheus.NewCounter(
+			prometheus.CounterOpts{Name: "ridge_raft_" + name, Help: help})}
+	}
+	m := &metrics{
+		proposals:  vec("proposals_total", "outcome", "Entries proposed, by what became of them."),
+		reads:      vec("read_indexes_total", "outcome", "ReadIndex rounds, by outcome."),
+		cuts:       vec("log_snapshots_total", "outcome", "Log snapshots asked for, by outcome."),
+		injections: vec("injections_total", "reason", "Elections begun on demand, by reason."),
+		changes:    vec("member_changes_total", "outcome", "Membership changes, by outcome."),
+
+		leaderChanges: one("leader_changes_total", "Changes of leader seen on local replicas."),
+		starts:        one("replicas_started_total", "Replicas started."),
+		quarantined:   one("replicas_quarantined_total", "Replicas that must not be started."),
+	}
+	if r == nil {
+		return m
+	}
+	r.MustRegister(m.proposals, m.reads, m.cuts, m.injections, m.changes,
+		m.leaderChanges, m.starts, m.quarantined,
+		gauge("replicas", "Replicas that run here.", func() int { return h.count(nil) }),
+		gauge("leaders", "Replicas here that lead.", func() int {
+			return h.count(func(r *replica) bool { return r.leading().Self })
+		}),
+		gauge("leaderless", "Replicas here that know no leader.", func() int {
+			return h.count(func(r *replica) bool { return !r.leading().Known })
+		}))
+	return m
+}
+
+func gauge(name, help string, value func() int) prometheus.Collector {
+	return prometheus.NewGaugeFunc(
+		prometheus.GaugeOpts{Name: "ridge_raft_" + name, Help: help},
+		func() float64 { return float64(value()) })
+}
+
+// count counts the running replicas that pred holds of; nil: all.
+func (h *Host) count(pred func(*replica) bool) int {
+	n := 0
+	h.replicas.Range(func(_, v any) bool {
+		if pred == nil || pred(v.(*replica)) {
+			n++
+		}
+		return true
+	})
+	return n
+}

@@ -1,0 +1,244 @@
+package raft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/lni/dragonboat/v4"
+
+	logpb "github.com/ridgekv/ridge/proto/ridge/log/v1"
+	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
+	"github.com/ridgekv/ridge/storenode/internal/catalog"
+	"github.com/ridgekv/ridge/storenode/internal/engine"
+)
+
+const (
+	// reconcileInterval is how often the reconciler looks unasked.
+	reconcileInterval = time.Second
+	// removeTimeout bounds the wait for a replica to be unloaded.
+	removeTimeout = 10 * time.Second
+	// handOverTimeout bounds the wait of a poisoned leader for a successor.
+	handOverTimeout = 3 * time.Second
+)
+
+// reconcile makes what runs here what the catalog says. It is the only one who
+// starts, stops and removes replicas, so a crash at any point is just another
+// beginning. It ends with the first failure of the engine.
+func (h *Host) reconcile(ctx context.Context) error {
+	ticker := time.NewTicker(reconcileInterval)
+	defer ticker.Stop()
+	for first := true; ; first = false {
+		if err := h.pass(ctx); err != nil {
+			return err
+		}
+		if first {
+			close(h.booted)
+		}
+		h.endPass()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-h.catalog.Bell():
+		case <-h.events.removedBell:
+		case <-ticker.C:
+		}
+	}
+}
+
+// pass looks at every replica once. What fails is logged and tried again in
+// the next pass.
+func (h *Host) pass(ctx context.Context) error {
+	for info := range h.events.takeRemoved() {
+		err := h.catalog.SetRemoved(info.ShardID, info.ReplicaID)
+		if err != nil && !errors.Is(err, catalog.ErrNoReplica) {
+			return err
+		}
+	}
+	if err := h.catalog.SettleBirths(); err != nil {
+		return err
+	}
+	for _, cr := range h.catalog.Replicas() {
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err := h.settle(ctx, cr); err != nil {
+			s := cr.State()
+			h.log.Warn("replica not settled", "range", s.RangeID(), "replica", s.ReplicaID(),
+				"err", err)
+			if errors.Is(err, engine.ErrClosed) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// settle brings one replica to what its record says.
+func (h *Host) settle(ctx context.Context, cr *catalog.Replica) error {
+	s := cr.State()
+	running, runs := h.replica(s.RangeID())
+	switch s.Status() {
+	case logpb.ReplicaState_REPLICA_STATE_REMOVED:
+		return h.remove(ctx, s)
+	case logpb.ReplicaState_REPLICA_STATE_POISONED:
+		if !runs {
+			return nil
+		}
+		h.handOver(ctx, running)
+		return h.stop(running)
+	}
+	if runs {
+		return nil
+	}
+	err := h.start(ctx, cr)
+	switch {
+	case errors.Is(err, errQuarantine):
+		h.metrics.quarantined.inc()
+		h.log.Error("replica quarantined", "range", s.RangeID(), "replica", s.ReplicaID(),
+			"err", err)
+		return h.catalog.Poison(s.RangeID(), s.ReplicaID(), err.Error())
+	case errors.Is(err, dragonboat.ErrReplicaRemoved):
+		return h.catalog.SetRemoved(s.RangeID(), s.ReplicaID())
+	case errors.Is(err, dragonboat.ErrShardAlreadyExist):
+		return nil // still being unloaded: the next pass comes
+	}
+	return err
+}
+
+// start starts a replica after looking at its log. Replicas born here get
+// their truncated log first.
+func (h *Host) start(ctx context.Context, cr *catalog.Replica) error {
+	s, applied := cr.Both()
+	rangeID, replicaID := s.RangeID(), s.ReplicaID()
+	born := len(s.PB().GetBirthMembers()) > 0
+	birth := born && !s.PB().GetLogWritten()
+	if birth {
+		if err := h.writeBirth(ctx, s); err != nil {
+			return err
+		}
+	}
+	logIndex, err := h.preflight(s, applied.Index)
+	if err != nil {
+		return err
+	}
+	r := &replica{rangeID: rangeID, replicaID: replicaID, session: h.nh.GetNoOPSession(rangeID)}
+	r.cut.begin(logIndex, cr.WrittenBytes())
+	h.replicas.Store(rangeID, r) // before its first event
+	learner := s.Role() == metapb.Role_ROLE_LEARNER
+	cfg := h.replicaConfig(rangeID, replicaID, learner)
+	cfg.WaitReady = birth // an election can only begin when it is ready
+	var startErr error
+	err = guard("start replica", func() {
+		startErr = h.nh.StartOnDiskReplica(nil, !born, h.newMachine, cfg)
+	})
+	if err := errors.Join(err, startErr); err != nil {
+		h.replicas.Delete(rangeID)
+		return fmt.Errorf("raft: start range %d replica %d: %w", rangeID, replicaID, err)
+	}
+	r.started.Store(true)
+	h.metrics.starts.inc()
+	h.events.noteMembers(rangeID)
+	h.log.Info("replica started", "range", rangeID, "replica", replicaID,
+		"applied", applied.Index, "birth", birth, "learner", learner)
+	if birth {
+		h.startedBirth(s)
+	}
+	return nil
+}
+
+// startedBirth begins the campaign of a child on the store that led its
+// parent, and tells the members.
+func (h *Host) startedBirth(s *catalog.State) {
+	members := s.PB().GetBirthMembers()
+	parent := s.PB().GetParentRangeId()
+	if len(members) == 1 || h.Leader(parent).Self {
+		h.births.add(s.RangeID(), s.ReplicaID())
+	}
+	h.hooks.Lock()
+	hooks := h.hooks.births
+	h.hooks.Unlock()
+	for _, fn := range hooks {
+		fn(s.RangeID(), members)
+	}
+}
+
+// stop stops a replica and forgets it. No log snapshot may be under way: it
+// could record an index that apply has decided not to write.
+func (h *Host) stop(r *replica) error {
+	r.cut.stop()
+	err := h.call(func() error { return h.nh.StopReplica(r.rangeID, r.replicaID) })
+	if err != nil && !errors.Is(err, dragonboat.ErrShardNotFound) {
+		return fmt.Errorf("raft: stop range %d replica %d: %w", r.rangeID, r.replicaID, err)
+	}
+	h.replicas.CompareAndDelete(r.rangeID, r)
+	r.announce()
+	h.events.noteLeader(r.rangeID, nil)
+	h.log.Info("replica stopped", "range", r.rangeID, "replica", r.replicaID)
+	return nil
+}
+
+// remove removes a replica whose record says so: its log goes when the record
+// can no longer be lost, its data when the log is gone.
+func (h *Host) remove(ctx context.Context, s *catalog.State) error {
+	rangeID, replicaID := s.RangeID(), s.ReplicaID()
+	if r, ok := h.replica(rangeID); ok && r.replicaID == replicaID {
+		if err := h.stop(r); err != nil {
+			return err
+		}
+	}
+	if err := h.engine.Flush(ctx); err != nil {
+		return fmt.Errorf("raft: remove range %d replica %d: %w", rangeID, replicaID, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
+	defer cancel()
+	var removeErr error
+	err := guard("remove data", func() {
+		removeErr = h.call(func() error { return h.nh.SyncRemoveData(ctx, rangeID, replicaID) })
+	})
+	if err := errors.Join(err, removeErr); err != nil {
+		return fmt.Errorf("raft: remove range %d replica %d: %w", rangeID, replicaID, err)
+	}
+	if err := h.catalog.Destroy(rangeID, replicaID); err != nil {
+		return err
+	}
+	h.log.Info("replica removed", "range", rangeID, "replica", replicaID)
+	return nil
+}
+
+// handOver gives leadership away before a poisoned replica stops. It is a
+// kindness: without it the others wait for an election.
+func (h *Host) handOver(ctx context.Context, r *replica) {
+	if !r.leading().Self {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)
+	defer cancel()
+	for _, m := range r.members.Load().list() {
+		if m.GetReplicaId() != r.replicaID && m.GetRole() == metapb.Role_ROLE_VOTER {
+			_ = h.TransferLeader(ctx, r.rangeID, m.GetReplicaId())
+			return
+		}
+	}
+}
+
+// nextPass is closed when the pass of the reconciler that runs, or the next
+// one, has ended.
+func (h *Host) nextPass() <-chan struct{} {
+	h.passes.Lock()
+	defer h.passes.Unlock()
+	if h.passes.done == nil {
+		h.passes.done = make(chan struct{})
+	}
+	return h.passes.done
+}
+
+func (h *Host) endPass() {
+	h.passes.Lock()
+	defer h.passes.Unlock()
+	if h.passes.done != nil {
+		close(h.passes.done)
+		h.passes.done = nil
+	}
+}
