@@ -8,11 +8,17 @@ package engine
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
 
-	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
-
-	"github.com/ridgekv/ridge/proto/ts"
+	"github.com/dgraph-io/badger/v4"
+	"golang.org/x/sys/unix"
 )
 
 // ErrClosed is returned by an engine that was closed.
@@ -22,108 +28,244 @@ var ErrClosed = errors.New("engine: closed")
 type Seq uint64
 
 // Engine is the store's data. All methods may be called concurrently.
-type Engine struct{}
+type Engine struct {
+	opt  Options
+	lock *os.File
+	db   *badger.DB
+
+	committer *committer
+	// wg owns the committer.
+	wg sync.WaitGroup
+	// maxOps and maxSizeBytes are the largest set that Badger takes.
+	maxOps, maxSizeBytes int
+
+	// visible is the view at the newest commit.
+	visible atomic.Pointer[View]
+	pins    pinSet
+	extents extentCounter
+	garbage garbageList
+	gc      collectedHistory
+	flusher flusher
+	health  health
+	metrics *metrics
+
+	// gate lets readers into Badger until the engine is closed.
+	gate struct {
+		sync.RWMutex
+		closed bool
+	}
+	// broken is closed after a failure, which brokenErr then holds.
+	broken     chan struct{}
+	brokenErr  atomic.Pointer[error]
+	brokenOnce sync.Once
+	closeOnce  sync.Once
+	closeErr   error
+}
 
 // Open cuts the directory to an exact prefix of its commits (Law 3), opens it
 // and starts the committer, which Close ends.
-func Open(o Options) (*Engine, error) { panic("not built") }
+func Open(o Options) (*Engine, error) {
+	if err := o.Validate(); err != nil {
+		return nil, err
+	}
+	o = o.withDefaults()
+	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
+		return nil, fmt.Errorf("engine: %w", err)
+	}
+	lock, err := lockDir(o.Dir)
+	if err != nil {
+		return nil, err
+	}
+	e := &Engine{opt: o, lock: lock, broken: make(chan struct{})}
+	if err := e.open(); err != nil {
+		if e.db != nil {
+			err = errors.Join(err, e.db.Close())
+		}
+		return nil, errors.Join(err, lock.Close())
+	}
+	e.wg.Go(e.committer.run)
+	return e, nil
+}
+
+func (e *Engine) open() error {
+	if err := refuseCorrupt(e.opt.Dir); err != nil {
+		return err
+	}
+	found, err := recoverPrefix(e.opt)
+	if err != nil {
+		return err
+	}
+	if e.db, err = badger.OpenManaged(e.opt.badger()); err != nil {
+		return fmt.Errorf("engine: open %s: %w", e.opt.Dir, err)
+	}
+	if err := e.assertPrefix(found); err != nil {
+		return err
+	}
+	e.maxOps, e.maxSizeBytes = commitLimits(e.opt.MemTableSizeBytes)
+	e.committer = newCommitter(e, found)
+	e.pins.init()
+	e.flusher.init()
+	e.publish(found)
+	if err := e.loadRecords(); err != nil {
+		return err
+	}
+	if err := e.lookAtDisk(); err != nil {
+		return err
+	}
+	e.lookAtLevels()
+	e.metrics, err = newMetrics(e)
+	return err
+}
+
+// assertPrefix checks that Badger found what recoverPrefix found, and that
+// the newest commit is whole.
+func (e *Engine) assertPrefix(found Seq) error {
+	if have := Seq(e.db.MaxVersion()); have != found {
+		return fmt.Errorf("engine: %s: badger opened at commit %d, but the files hold a prefix"+
+			" up to %d: restore the store from its replicas", e.opt.Dir, have, found)
+	}
+	if found == 0 {
+		return nil
+	}
+	v := View{e: e, seq: found, txn: e.db.NewTransactionAt(uint64(found), false)}
+	b, ok, err := v.record(storeKey(storeSeq))
+	if err != nil {
+		return err
+	}
+	if !ok || len(b) != 8 || Seq(binary.BigEndian.Uint64(b)) != found {
+		return fmt.Errorf("engine: %s: commit %d is not whole (its seq record is %x):"+
+			" restore the store from its replicas", e.opt.Dir, found, b)
+	}
+	return nil
+}
+
+func (e *Engine) loadRecords() error {
+	v := e.View()
+	x, ok, err := v.record(storeKey(storeExtent))
+	if err != nil {
+		return err
+	}
+	last := firstExtent - 1
+	if ok {
+		if len(x) != 4 {
+			return fmt.Errorf("engine: extent counter of %d bytes", len(x))
+		}
+		last = Extent(binary.BigEndian.Uint32(x))
+	}
+	e.extents.init(last)
+	if err := e.loadFloor(v); err != nil {
+		return err
+	}
+	return e.loadGarbage(v)
+}
 
 // Run does the work in the background: flushing, collecting, disk watch. It
 // returns nil when ctx ends, or the first error after which the process must
 // not go on.
-func (e *Engine) Run(ctx context.Context) error { panic("not built") }
+func (e *Engine) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	for _, work := range []func(context.Context) error{
+		e.runFlusher, e.runCollector, e.runGC, e.runDiskWatch, e.runHealth, e.runVerify,
+	} {
+		wg.Go(func() {
+			if err := work(ctx); err != nil && ctx.Err() == nil {
+				e.fail(err)
+			}
+		})
+	}
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-e.broken:
+		return e.failure()
+	}
+}
 
 // Close flushes and closes. It may be called twice.
-func (e *Engine) Close() error { panic("not built") }
+func (e *Engine) Close() error {
+	e.closeOnce.Do(func() {
+		e.committer.close()
+		e.wg.Wait()
+		err := e.Flush(context.Background())
+		if e.failure() != nil {
+			err = nil // Run has told it.
+		}
+		e.gate.Lock()
+		e.gate.closed = true
+		e.gate.Unlock()
+		if cerr := e.db.Close(); cerr != nil {
+			err = errors.Join(err, fmt.Errorf("engine: close: %w", cerr))
+		}
+		e.metrics.unregister()
+		e.closeErr = errors.Join(err, syncDir(e.opt.Dir), e.lock.Close())
+	})
+	return e.closeErr
+}
 
-// Commit commits the sets in order and returns when all are visible. Sets of
-// several callers share a commit. Any error means that the process must stop.
-func (e *Engine) Commit(sets ...*WriteSet) error { panic("not built") }
+// enter holds Close off until leave is called.
+func (e *Engine) enter() error {
+	e.gate.RLock()
+	if e.gate.closed {
+		e.gate.RUnlock()
+		return ErrClosed
+	}
+	return nil
+}
 
-// NewExtent hands out an extent that was never used. The commit of w, or of
-// any set that writes to the extent, makes that durable.
-func (e *Engine) NewExtent(w *WriteSet) Extent { panic("not built") }
+func (e *Engine) leave() { e.gate.RUnlock() }
 
-// Applied returns all records a|range.
-func (e *Engine) Applied() map[uint64][]byte { panic("not built") }
+// fail stops the engine for good: no commit is taken after it, and Run
+// returns err.
+func (e *Engine) fail(err error) {
+	e.brokenOnce.Do(func() {
+		e.brokenErr.Store(&err)
+		close(e.broken)
+		ring(e.committer.bell)
+	})
+}
 
-// States returns all records m|range.
-func (e *Engine) States() map[uint64][]byte { panic("not built") }
+func (e *Engine) failure() error {
+	if p := e.brokenErr.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
 
-// Store returns the record x|name.
-func (e *Engine) Store(name string) ([]byte, bool, error) { panic("not built") }
-
-// StoreRecords returns all records x| whose names begin with prefix.
-func (e *Engine) StoreRecords(prefix string) (map[string][]byte, error) { panic("not built") }
-
-// Garbage returns the garbage list.
-func (e *Engine) Garbage() []GarbageSlice { panic("not built") }
-
-// View returns the state at the present visible. It is good for point reads
-// and for scans begun within 30 s.
-func (e *Engine) View() View { panic("not built") }
-
-// Pin returns a view that stays good until release is called.
-func (e *Engine) Pin() (v View, release func()) { panic("not built") }
+func (e *Engine) publish(seq Seq) {
+	e.visible.Store(&View{e: e, seq: seq, txn: e.db.NewTransactionAt(uint64(seq), false)})
+}
 
 // Visible is the seq of the newest commit that readers see.
-func (e *Engine) Visible() Seq { panic("not built") }
+func (e *Engine) Visible() Seq { return e.visible.Load().seq }
 
-// Flushed is the newest seq known to survive a power loss.
-func (e *Engine) Flushed() Seq { panic("not built") }
-
-// Flush makes durable what is visible now.
-func (e *Engine) Flush(ctx context.Context) error { panic("not built") }
-
-// StartGC allows old versions to be dropped. maxCommitTS is the highest
-// commit timestamp in any range at the start of the process.
-func (e *Engine) StartGC(maxCommitTS ts.Timestamp) { panic("not built") }
-
-// SetSafePoint tells PD's GC safe point. It never goes back.
-func (e *Engine) SetSafePoint(t ts.Timestamp) { panic("not built") }
-
-// RegisterRead keeps the history at t until release is called. It fails with
-// errs.TooOld when t lies below the floor.
-func (e *Engine) RegisterRead(t ts.Timestamp) (release func(), err error) { panic("not built") }
-
-// Floor is the timestamp from which on history is complete.
-func (e *Engine) Floor() ts.Timestamp { panic("not built") }
-
-// Measure is the size of slices.
-type Measure struct {
-	SizeBytes, Keys uint64
-	// Middle is the key that halves the size; nil when nothing can be split.
-	Middle []byte
+// every calls f at the interval until ctx ends or f fails.
+func every(ctx context.Context, interval time.Duration, f func(context.Context) error) error {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if err := f(ctx); err != nil {
+				return err
+			}
+		}
+	}
 }
 
-// Measure reads the slices, which must be in order, and sizes them up.
-func (e *Engine) Measure(ctx context.Context, slices []Slice) (Measure, error) {
-	panic("not built")
+// lockDir keeps a second process away, from before the recovery on.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "RIDGE_LOCK"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("engine: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("engine: %s is in use by another process: %w", dir, err)
+	}
+	return f, nil
 }
-
-// Disk is the state of the store's disk.
-type Disk struct {
-	CapacityBytes, UsedBytes, AvailableBytes uint64
-	State                                    metapb.DiskState
-}
-
-// Disk returns the state of the disk as last seen.
-func (e *Engine) Disk() Disk { panic("not built") }
-
-// Level is one level of the LSM tree.
-type Level struct {
-	Number    int
-	Tables    int
-	SizeBytes uint64
-	// StaleBytes could be dropped by a compaction.
-	StaleBytes uint64
-}
-
-// Levels returns the levels of the LSM tree.
-func (e *Engine) Levels() []Level { panic("not built") }
-
-// L0Tables is the number of tables in level 0, as last seen.
-func (e *Engine) L0Tables() int { panic("not built") }
-
-// Stalled reports whether writers should hold back, and why.
-func (e *Engine) Stalled() (reason string, stalled bool) { panic("not built") }

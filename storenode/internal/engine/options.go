@@ -1,9 +1,14 @@
 package engine
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -58,4 +63,158 @@ type Options struct {
 	// CollectAfter is how long a slice stays on the garbage list before its
 	// data is deleted. Default 2m. It must exceed the longest read.
 	CollectAfter time.Duration
+	// CollectRowsPerSecond bounds the deleting. Default 20000.
+	CollectRowsPerSecond int
+	// VerifyBytesPerSecond bounds the slow check of all tables against their
+	// checksums. Default 8 MiB. Negative: no check.
+	VerifyBytesPerSecond int64
+	// DiskInterval is how often the disk is looked at. Default 1s.
+	DiskInterval time.Duration
+	// DiskHighFraction of the capacity must be available, or growing writes
+	// are refused. Default 0.1, at most 20 GiB.
+	DiskHighFraction float64
+	// DiskFullFraction of the capacity must be available, or the store
+	// stops before the disk does it. Default 0.03, at most 4 GiB.
+	DiskFullFraction float64
+	// GCInterval is how often the floor and the versions to keep are worked
+	// out anew. Default 10s.
+	GCInterval time.Duration
+
+	// gcDistance is how far behind visible versions may be dropped; views
+	// rely on it. Default 60s; only tests shorten it.
+	gcDistance time.Duration
+	// smallTables lifts the lower bound of MemTableSizeBytes; tests only.
+	smallTables bool
+}
+
+const (
+	minMemTableSizeBytes = 32 << 20
+	maxMemTableSizeBytes = 1 << 30
+	valueThresholdBytes  = 1 << 20
+)
+
+// Validate reports all faults of o, joined.
+func (o Options) Validate() error {
+	o = o.withDefaults()
+	var faults []error
+	refuse := func(bad bool, format string, args ...any) {
+		if bad {
+			faults = append(faults, fmt.Errorf("engine: "+format, args...))
+		}
+	}
+	refuse(o.Dir == "", "a directory is needed")
+	refuse(o.MemTableSizeBytes < minMemTableSizeBytes && !o.smallTables,
+		"memtable_size %d is below 32 MiB: 15 %% of it must hold one log entry of 4 MiB",
+		o.MemTableSizeBytes)
+	refuse(o.MemTableSizeBytes > maxMemTableSizeBytes,
+		"memtable_size %d is above 1 GiB: its log file is addressed with 32 bits",
+		o.MemTableSizeBytes)
+	refuse(o.ValueThresholdBytes != valueThresholdBytes && !o.smallTables,
+		"value_threshold %d is not 1 MiB: smaller values would go to the value log, whose garbage"+
+			" collection writes a key twice at one version", o.ValueThresholdBytes)
+	refuse(o.DetectConflicts,
+		"detect_conflicts is on: in managed mode it leaks memory and can end the process")
+	refuse(o.NumCompactors < 2, "num_compactors %d is below 2: L0 would stay behind the rest",
+		o.NumCompactors)
+	refuse(o.NumMemtables < 1, "num_memtables %d is below 1", o.NumMemtables)
+	refuse(o.NumLevelZeroTables < 1, "num_level_zero_tables %d is below 1", o.NumLevelZeroTables)
+	refuse(o.NumLevelZeroTablesStall <= o.NumLevelZeroTables,
+		"num_level_zero_tables_stall %d is not above num_level_zero_tables %d:"+
+			" writes would stop before compaction begins",
+		o.NumLevelZeroTablesStall, o.NumLevelZeroTables)
+	refuse(o.LevelSizeMultiplier < 2, "level_size_multiplier %d is below 2", o.LevelSizeMultiplier)
+	refuse(o.BlockCacheSizeBytes < 1<<20, "block_cache_size %d is below 1 MiB:"+
+		" compressed tables cannot be read without it", o.BlockCacheSizeBytes)
+	refuse(o.IndexCacheSizeBytes < 0, "index_cache_size %d is negative", o.IndexCacheSizeBytes)
+	refuse(o.FlushInterval < 0 || o.CollectAfter < 0 || o.DiskInterval < 0 || o.GCInterval < 0,
+		"an interval is negative")
+	refuse(o.CollectRowsPerSecond < 0, "the collector's rate is negative")
+	refuse(o.DiskFullFraction <= 0 || o.DiskFullFraction >= o.DiskHighFraction ||
+		o.DiskHighFraction >= 1, "the disk fractions must be 0 < full (%g) < high (%g) < 1",
+		o.DiskFullFraction, o.DiskHighFraction)
+	if _, ok := compressions[o.Compression]; !ok {
+		refuse(true, "compression %q is not one of snappy, zstd, none", o.Compression)
+	}
+	return errors.Join(faults...)
+}
+
+var compressions = map[string]options.CompressionType{
+	"snappy": options.Snappy,
+	"zstd":   options.ZSTD,
+	"none":   options.None,
+}
+
+func (o Options) withDefaults() Options {
+	orDefault(&o.Logger, slog.New(slog.DiscardHandler))
+	orDefault(&o.FlushInterval, time.Second)
+	orDefault(&o.MemTableSizeBytes, 64<<20)
+	orDefault(&o.BlockCacheSizeBytes, 256<<20)
+	orDefault(&o.ValueThresholdBytes, valueThresholdBytes)
+	orDefault(&o.NumMemtables, 5)
+	orDefault(&o.NumLevelZeroTables, 5)
+	orDefault(&o.NumLevelZeroTablesStall, max(20, o.NumLevelZeroTables*2))
+	orDefault(&o.LevelSizeMultiplier, 10)
+	orDefault(&o.NumCompactors, 3)
+	orDefault(&o.Compression, "snappy")
+	orDefault(&o.CollectAfter, 2*time.Minute)
+	orDefault(&o.CollectRowsPerSecond, 20_000)
+	orDefault(&o.VerifyBytesPerSecond, 8<<20)
+	orDefault(&o.DiskInterval, time.Second)
+	orDefault(&o.DiskHighFraction, 0.1)
+	orDefault(&o.DiskFullFraction, 0.03)
+	orDefault(&o.GCInterval, 10*time.Second)
+	orDefault(&o.gcDistance, time.Minute)
+	return o
+}
+
+func orDefault[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+// badger translates o, which must have its defaults.
+func (o Options) badger() badger.Options {
+	b := badger.DefaultOptions(o.Dir).
+		WithLogger(badgerLogger{o.Logger}).
+		WithMetricsEnabled(false).
+		WithSyncWrites(o.SyncWrites).
+		WithDetectConflicts(false).
+		WithNumVersionsToKeep(1).
+		WithMemTableSize(o.MemTableSizeBytes).
+		WithNumMemtables(o.NumMemtables).
+		WithNumLevelZeroTables(o.NumLevelZeroTables).
+		WithNumLevelZeroTablesStall(o.NumLevelZeroTablesStall).
+		WithBaseTableSize(8 << 20).
+		WithBaseLevelSize(256 << 20).
+		WithLevelSizeMultiplier(o.LevelSizeMultiplier).
+		WithNumCompactors(o.NumCompactors).
+		WithCompactL0OnClose(false).
+		WithValueThreshold(o.ValueThresholdBytes).
+		WithValueLogFileSize(16 << 20).
+		WithCompression(compressions[o.Compression]).
+		WithBloomFalsePositive(0.01).
+		WithBlockCacheSize(o.BlockCacheSizeBytes).
+		WithIndexCacheSize(o.IndexCacheSizeBytes)
+	b.LmaxCompaction = o.NumCompactors > 2
+	if o.smallTables {
+		b = b.WithBaseTableSize(256 << 10).WithBaseLevelSize(1 << 20)
+	}
+	return b
+}
+
+// badgerLogger hands Badger's lines on. Its progress reports are of interest
+// only when something is wrong.
+type badgerLogger struct{ log *slog.Logger }
+
+func (l badgerLogger) Errorf(f string, a ...any)   { l.log.Error("badger: " + fmt.Sprintf(f, a...)) }
+func (l badgerLogger) Warningf(f string, a ...any) { l.log.Warn("badger: " + fmt.Sprintf(f, a...)) }
+func (l badgerLogger) Infof(f string, a ...any)    { l.debug(f, a) }
+func (l badgerLogger) Debugf(f string, a ...any)   { l.debug(f, a) }
+
+func (l badgerLogger) debug(f string, a []any) {
+	if l.log.Enabled(context.Background(), slog.LevelDebug) {
+		l.log.Debug("badger: " + fmt.Sprintf(f, a...))
+	}
 }

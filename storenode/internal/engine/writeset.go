@@ -80,6 +80,7 @@ func (w *WriteSet) Put(x Extent, key []byte, r Row) {
 		w.Delete(x, key, r.CommitTS)
 		return
 	}
+	w.NoteCommitTS(r.CommitTS)
 	w.dataKey(x, key)
 	value := len(w.arena)
 	w.arena = appendRow(w.arena, r)
@@ -88,6 +89,7 @@ func (w *WriteSet) Put(x Extent, key []byte, r Row) {
 
 // Delete writes a delete mark: the key is gone from at on.
 func (w *WriteSet) Delete(x Extent, key []byte, at ts.Timestamp) {
+	w.NoteCommitTS(at)
 	w.dataKey(x, key)
 	value := len(w.arena)
 	w.arena = appendRow(w.arena, Row{CommitTS: at, Deleted: true})
@@ -102,6 +104,9 @@ func (w *WriteSet) PutImageRow(
 	k, ok := imageKinds[kind]
 	if !ok {
 		panic(fmt.Sprintf("engine: image row of kind %v", kind))
+	}
+	if t, err := rowCommitTS(encodedRow); err == nil {
+		w.NoteCommitTS(t)
 	}
 	w.extentKey(k, x, key)
 	w.arena = append(w.arena, encodedRow...)
@@ -172,8 +177,8 @@ func (w *WriteSet) RemoveGarbage(s Slice) {
 	w.garbage = append(w.garbage, garbageChange{slice: s, remove: true})
 }
 
-// NoteCommitTS tells the highest commit timestamp in this set, for the
-// collection of old versions.
+// NoteCommitTS tells of a commit timestamp beyond those of the rows in this
+// set, for the collection of old versions.
 func (w *WriteSet) NoteCommitTS(t ts.Timestamp) { w.maxTS = max(w.maxTS, t) }
 
 // Empty reports whether the set writes nothing.
