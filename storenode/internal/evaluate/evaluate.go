@@ -1,23 +1,28 @@
-// Package evaluate is the leaseholder's side: requests become physical,
-// numbered log entries, and reads are answered at each consistency level.
 package evaluate
 
 import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/ridgekv/ridge/proto/errs"
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
 	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	"github.com/ridgekv/ridge/proto/ts"
+	"github.com/ridgekv/ridge/storenode/internal/catalog"
+	"github.com/ridgekv/ridge/storenode/internal/engine"
+	"github.com/ridgekv/ridge/storenode/internal/raft"
 )
 
 // Clock is this store's knowledge of the timestamp oracle.
 type Clock interface {
-	// Seen is the newest timestamp the oracle has given to this store.
+	// Seen is the newest timestamp the oracle has given to this store; 0
+	// before the first. It never goes back.
 	Seen() ts.Timestamp
 	// Limit is Seen plus the monotonic time since it was taken plus 1 s: the
 	// largest token that is accepted without asking.
@@ -28,30 +33,39 @@ type Clock interface {
 	Want()
 }
 
-// Limits bounds what an Evaluator holds in memory. Zero fields mean the default.
-type Limits struct {
-	// QueuedWrites is how many writes of one range may wait. Default 4096.
-	// Beyond it a write is answered Busy.
-	QueuedWrites int
-	// QueuedWriteBytes bounds the same queue by size. Default 16 MiB.
-	QueuedWriteBytes int
-	// PendingReads is how many reads of one range may be under way. Default
-	// 8192. Beyond it a read is answered Busy.
-	PendingReads int
-	// Readers is how many goroutines answer reads. Default 2 per processor.
-	Readers int
-	// PageBytes bounds a page of a scan that asks for no size. Default 1 MiB.
-	PageBytes int
-	// SweepInterval is how often a range that has held rows with a TTL is
-	// searched for expired ones. Default 5 min; negative: never.
-	SweepInterval time.Duration
+// Log moves entries and confirms reads. *raft.Host is one; the scripted log of
+// the tests is the other.
+type Log interface {
+	// Propose appends cmd to the log of a range and tells what apply made of
+	// it. It never blocks, and keeps the order of calls of one goroutine.
+	Propose(rangeID uint64, cmd []byte, timeout time.Duration, done func(raft.Outcome))
+	// ReadIndex calls done(nil) when all that was committed before the call is
+	// applied here.
+	ReadIndex(rangeID uint64, timeout time.Duration, done func(error))
+}
+
+// Leaders tells who leads a range and who is a member, as hints.
+type Leaders interface {
+	Leader(rangeID uint64) raft.Leader
+	WatchLeaders(fn func(rangeID uint64, l raft.Leader))
+	Membership(rangeID uint64) (replicas []*metapb.Replica, config uint64, ok bool)
+}
+
+// Host is what an Evaluator needs of the raft room.
+type Host interface {
+	Log
+	Leaders
 }
 
 // Deps is what an Evaluator works with.
 type Deps struct {
+	Host    Host
+	Catalog *catalog.Catalog
+	Engine  *engine.Engine
 	Clock   Clock
 	StoreID uint64
-	Logger  *slog.Logger
+	// Logger defaults to slog.Default.
+	Logger *slog.Logger
 	// Registerer receives the metrics of this room; nil: none.
 	Registerer prometheus.Registerer
 	// DiskFull names a voter's store of the range that is over its disk
@@ -60,65 +74,271 @@ type Deps struct {
 	Limits   Limits
 }
 
-// SplitChild names the child of a split, as PD allocated it.
-type SplitChild struct {
-	RangeID uint64
-	// ReplicaIDs are the ids of the child's replicas; ReplicaIDs[i] goes to
-	// the store of Members[i].
-	ReplicaIDs []uint64
-	// Members are the replicas of the parent at ExpectedConfig.
-	Members []*metapb.Replica
-	// ExpectedConfig is the config-change index Members were read at.
-	ExpectedConfig uint64
-}
-
 // Stats counts what was answered for a range since the process started.
 type Stats struct{ ReadOps, WriteOps uint64 }
 
 // Evaluator answers requests for the ranges of this store.
-type Evaluator struct{ deps Deps }
+type Evaluator struct {
+	deps    Deps
+	limits  Limits
+	timing  timing
+	log     *slog.Logger
+	metrics *metrics
+	pool    *pool
+	oracle  *oracle
+	// stop ends the workers.
+	stop chan struct{}
+	// draining: no new request is taken.
+	draining atomic.Bool
+
+	// workers maps a range id to its *worker.
+	workers sync.Map
+	mu      struct {
+		sync.Mutex
+		// running: workers may be started. It is false before and after Run.
+		running bool
+	}
+	wg sync.WaitGroup
+}
 
 // New returns an Evaluator. It starts nothing.
-func New(d Deps) *Evaluator { return &Evaluator{deps: d} }
+func New(d Deps) *Evaluator { return newEvaluator(d, defaultTiming()) }
 
-// Run works until ctx ends. When it returns, every request was answered.
+func newEvaluator(d Deps, t timing) *Evaluator {
+	ev := &Evaluator{
+		deps: d, limits: d.Limits.withDefaults(), timing: t,
+		log: d.Logger, metrics: newMetrics(d.Registerer), stop: make(chan struct{}),
+	}
+	if ev.log == nil {
+		ev.log = slog.Default()
+	}
+	ev.log = ev.log.With("room", "evaluate")
+	ev.pool = newPool(ev.limits.Readers)
+	ev.oracle = newOracle(d.Clock, t.oracle)
+	return ev
+}
+
+// Run works until ctx ends. When it returns, every request was answered. It
+// may be called once.
 func (ev *Evaluator) Run(ctx context.Context) error {
-	<-ctx.Done()
+	var background sync.WaitGroup
+	for range ev.limits.Readers {
+		background.Go(ev.pool.work)
+	}
+	background.Go(func() { ev.oracle.run(ctx) })
+	background.Go(func() { ev.sweepAll(ctx) })
+	ev.mu.Lock()
+	ev.mu.running = true
+	ev.mu.Unlock()
+	ev.deps.Host.WatchLeaders(ev.leaderChanged)
+	ev.lookAround(ctx)
+
+	ev.mu.Lock()
+	ev.mu.running = false
+	ev.mu.Unlock()
+	close(ev.stop)
+	ev.wg.Wait()
+	ev.pool.close()
+	background.Wait()
 	return nil
+}
+
+// lookAround starts and ends workers as replicas come and go.
+func (ev *Evaluator) lookAround(ctx context.Context) {
+	ticker := time.NewTicker(ev.timing.look)
+	defer ticker.Stop()
+	for {
+		for _, rep := range ev.deps.Catalog.Replicas() {
+			if ev.deps.Host.Leader(rep.RangeID()).Self {
+				if w := ev.worker(rep); w != nil {
+					w.ring()
+				}
+			}
+		}
+		ev.workers.Range(func(id, v any) bool {
+			w := v.(*worker)
+			if rep, ok := ev.deps.Catalog.Replica(w.rangeID); !ok || !w.current(rep) {
+				ev.workers.CompareAndDelete(id, v)
+				w.retire()
+			}
+			return true
+		})
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+// leaderChanged is called by the host. It must not block.
+func (ev *Evaluator) leaderChanged(rangeID uint64, l raft.Leader) {
+	if v, ok := ev.workers.Load(rangeID); ok {
+		v.(*worker).ring()
+		return
+	}
+	if rep, ok := ev.deps.Catalog.Replica(rangeID); ok && l.Self {
+		if w := ev.worker(rep); w != nil {
+			w.ring()
+		}
+	}
+}
+
+// worker finds or starts the worker of a replica; nil when not running.
+func (ev *Evaluator) worker(rep *catalog.Replica) *worker {
+	if v, ok := ev.workers.Load(rep.RangeID()); ok && v.(*worker).current(rep) {
+		return v.(*worker)
+	}
+	ev.mu.Lock()
+	defer ev.mu.Unlock()
+	if !ev.mu.running {
+		return nil
+	}
+	if v, ok := ev.workers.Load(rep.RangeID()); ok {
+		if v.(*worker).current(rep) {
+			return v.(*worker)
+		}
+		v.(*worker).retire()
+	}
+	w := newWorker(ev, rep)
+	ev.workers.Store(rep.RangeID(), w)
+	ev.wg.Go(func() { w.run(ev.stop) })
+	return w
 }
 
 // Submit evaluates one request and calls respond exactly once, perhaps before
 // Submit returns. It never blocks, and respond must not. header.range_id must
 // be set. A Scan is answered with one page.
 func (ev *Evaluator) Submit(req *kvpb.Request, respond func(*kvpb.Response)) {
-	respond(&kvpb.Response{Id: req.GetId()})
+	c := newCall(req, respond)
+	ev.metrics.requests.WithLabelValues(c.kind.String()).Inc()
+	w, err := ev.admitAtDoor(c)
+	if err != nil {
+		c.fail(err)
+		return
+	}
+	c.deadline = time.Now().Add(ev.patience(c.header))
+	switch {
+	case !c.kind.Write():
+		ev.submitRead(w, c)
+	case c.token <= max(ev.deps.Clock.Limit(), ev.deps.Clock.Seen()):
+		w.enqueue(c)
+	default:
+		ev.oracle.ask(func(t ts.Timestamp, err error) {
+			switch {
+			case err != nil:
+				c.fail(err)
+			case c.token > t:
+				c.fail(errs.InvalidArgument{Field: "token", Reason: "lies in the future"})
+			default:
+				w.enqueue(c)
+			}
+		})
+	}
 }
 
-// Split divides a range at splitKey and returns both halves.
-func (ev *Evaluator) Split(
-	ctx context.Context, rangeID uint64, splitKey []byte, child SplitChild,
-) (left, right *metapb.Range, err error) {
-	return nil, nil, errors.ErrUnsupported
+// admitAtDoor is the guard ladder of this room: range, request, epoch, span,
+// leader.
+func (ev *Evaluator) admitAtDoor(c *call) (*worker, error) {
+	if c.kind == KindUnknown {
+		return nil, errs.InvalidArgument{Field: "body", Reason: "unknown request"}
+	}
+	rep, ok := ev.deps.Catalog.Replica(c.header.GetRangeId())
+	if !ok {
+		return nil, errs.RangeNotFound{RangeID: c.header.GetRangeId()}
+	}
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	if err := ev.admit(c, rep.State()); err != nil {
+		return nil, err
+	}
+	l := ev.deps.Host.Leader(rep.RangeID())
+	if (l.Known && !l.Self || ev.draining.Load()) && !c.stale() {
+		return nil, ev.notLeader(rep.RangeID(), rep)
+	}
+	w := ev.worker(rep)
+	if w == nil {
+		return nil, errStopping
+	}
+	return w, nil
 }
 
-// PrepareTransfer makes the range ready for another leaseholder: nothing that
-// was answered lies above what the next one will respect, and evaluation rests
-// until the lease is elsewhere or 1 s has passed.
-func (ev *Evaluator) PrepareTransfer(ctx context.Context, rangeID uint64) error {
-	return errors.ErrUnsupported
+// admit checks c against a state: at the door, and again when it is evaluated
+// or answered.
+func (ev *Evaluator) admit(c *call, st *catalog.State) error {
+	if !st.Serving() {
+		return errs.NotLeader{RangeID: st.RangeID()}
+	}
+	if err := CheckHeader(c.kind, c.header, st); err != nil {
+		if e, ok := errors.AsType[errs.EpochMismatch](err); ok {
+			e.Current = ev.current(c, st)
+			return e
+		}
+		return err
+	}
+	return c.checkSpan(st)
 }
 
-// Checksum asks every replica of the range to compute its checksum.
-func (ev *Evaluator) Checksum(ctx context.Context, rangeID uint64) error {
-	return errors.ErrUnsupported
+// patience is how long the caller of a request waits.
+func (ev *Evaluator) patience(h *kvpb.Header) time.Duration {
+	if h.GetTimeoutMs() == 0 {
+		return ev.timing.request
+	}
+	return min(time.Duration(h.GetTimeoutMs())*time.Millisecond, ev.timing.requestMax)
+}
+
+func (ev *Evaluator) submitRead(w *worker, c *call) {
+	if w.pending.Add(1) > int64(ev.limits.PendingReads) {
+		w.pending.Add(-1)
+		ev.metrics.refusals.WithLabelValues("reads").Inc()
+		c.fail(errs.Busy{Reason: "range reads", RetryAfter: 10 * time.Millisecond})
+		return
+	}
+	c.finished = func() { w.pending.Add(-1) }
+	w.startRead(c)
+}
+
+// enqueue puts a write into the queue, which is bounded.
+func (w *worker) enqueue(c *call) {
+	l := w.ev.limits
+	w.mu.Lock()
+	err := w.mu.closed
+	if err == nil && (len(w.mu.queue) >= l.QueuedWrites ||
+		len(w.mu.queue) > 0 && w.mu.queuedBytes+c.sizeBytes > l.QueuedWriteBytes) {
+		err = errs.Busy{Reason: "range queue", RetryAfter: 20 * time.Millisecond}
+	}
+	if err == nil {
+		w.mu.queue = append(w.mu.queue, c)
+		w.mu.queuedBytes += c.sizeBytes
+		c.queued = true
+	}
+	w.mu.Unlock()
+	if err != nil {
+		w.ev.metrics.refusals.WithLabelValues("queue").Inc()
+		c.fail(err)
+		return
+	}
+	w.ring()
 }
 
 // Stats returns the counters of a range.
-func (ev *Evaluator) Stats(rangeID uint64) Stats { return Stats{} }
+func (ev *Evaluator) Stats(rangeID uint64) Stats {
+	v, ok := ev.workers.Load(rangeID)
+	if !ok {
+		return Stats{}
+	}
+	w := v.(*worker)
+	return Stats{ReadOps: w.readOps.Load(), WriteOps: w.writeOps.Load()}
+}
 
 // Leaseholder reports whether this store evaluates for the range.
-func (ev *Evaluator) Leaseholder(rangeID uint64) bool { return false }
-
-// DrainAll takes no more requests and returns when all that were taken are
-// answered.
-func (ev *Evaluator) DrainAll(ctx context.Context) error { return nil }
+func (ev *Evaluator) Leaseholder(rangeID uint64) bool {
+	v, ok := ev.workers.Load(rangeID)
+	if !ok {
+		return false
+	}
+	w := v.(*worker)
+	tenure := w.tenure()
+	return tenure != 0 && w.rep.State().Tenure() == tenure
+}

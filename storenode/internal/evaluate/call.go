@@ -1,0 +1,195 @@
+package evaluate
+
+import (
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/ridgekv/ridge/proto/errs"
+	"github.com/ridgekv/ridge/proto/keys"
+	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
+	"github.com/ridgekv/ridge/proto/ts"
+)
+
+// call is one request on its way through this room.
+type call struct {
+	kind     Kind
+	req      *kvpb.Request
+	header   *kvpb.Header
+	token    ts.Timestamp
+	deadline time.Time
+	// keys are all keys it names; span, when hasSpan, the span it names.
+	keys    [][]byte
+	span    keys.Span
+	hasSpan bool
+	// consistency is set for reads.
+	consistency *kvpb.Consistency
+	// sizeBytes is what it takes of a queue.
+	sizeBytes int
+	// queued: it stands in the worker's queue.
+	queued bool
+	// bulk is the progress of a BulkWrite, sweep the rows of a sweep.
+	bulk  bulkProgress
+	sweep []sweepRow
+
+	respond  func(*kvpb.Response)
+	finished func() // bookkeeping, called once before respond
+	answered atomic.Bool
+}
+
+// newCall takes a request apart. The kind is KindUnknown when there is no body
+// this version knows.
+func newCall(req *kvpb.Request, respond func(*kvpb.Response)) *call {
+	c := &call{req: req, respond: respond}
+	switch b := req.GetBody().(type) {
+	case *kvpb.Request_Get:
+		c.kind, c.header = KindGet, b.Get.GetHeader()
+		c.keys, c.consistency = [][]byte{b.Get.GetKey()}, b.Get.GetConsistency()
+	case *kvpb.Request_BatchGet:
+		c.kind, c.header = KindBatchGet, b.BatchGet.GetHeader()
+		c.keys, c.consistency = b.BatchGet.GetKeys(), b.BatchGet.GetConsistency()
+	case *kvpb.Request_Scan:
+		c.kind, c.header, c.hasSpan = KindScan, b.Scan.GetHeader(), true
+		c.span = keys.Span{Start: b.Scan.GetStart(), End: b.Scan.GetEnd()}
+		c.consistency = b.Scan.GetConsistency()
+	case *kvpb.Request_Put:
+		c.kind, c.header, c.keys = KindPut, b.Put.GetHeader(), [][]byte{b.Put.GetKey()}
+		c.sizeBytes = len(b.Put.GetKey()) + len(b.Put.GetValue())
+	case *kvpb.Request_Delete:
+		c.kind, c.header = KindDelete, b.Delete.GetHeader()
+		c.keys, c.sizeBytes = [][]byte{b.Delete.GetKey()}, len(b.Delete.GetKey())
+	case *kvpb.Request_CompareAndSwap:
+		c.kind, c.header = KindCompareAndSwap, b.CompareAndSwap.GetHeader()
+		c.keys = [][]byte{b.CompareAndSwap.GetKey()}
+		c.sizeBytes = len(c.keys[0]) + len(b.CompareAndSwap.GetValue()) +
+			len(b.CompareAndSwap.GetExpected())
+	case *kvpb.Request_BatchWrite:
+		c.kind, c.header = KindBatchWrite, b.BatchWrite.GetHeader()
+		c.takeMutations(b.BatchWrite.GetMutations())
+	case *kvpb.Request_BulkWrite:
+		c.kind, c.header = KindBulkWrite, b.BulkWrite.GetHeader()
+		c.takeMutations(b.BulkWrite.GetMutations())
+	case *kvpb.Request_DeleteRange:
+		c.kind, c.header, c.hasSpan = KindDeleteRange, b.DeleteRange.GetHeader(), true
+		c.span = keys.Span{Start: b.DeleteRange.GetStart(), End: b.DeleteRange.GetEnd()}
+		c.sizeBytes = len(c.span.Start) + len(c.span.End)
+	}
+	c.token = ts.Timestamp(c.header.GetToken())
+	return c
+}
+
+func (c *call) takeMutations(ms []*kvpb.Mutation) {
+	c.keys = make([][]byte, len(ms))
+	for i, m := range ms {
+		c.keys[i] = m.GetKey()
+		c.sizeBytes += len(m.GetKey()) + len(m.GetValue()) + 16
+	}
+}
+
+// grows reports whether the call may add bytes to the disk; deletes may be
+// written even when it is full.
+func (c *call) grows() bool {
+	switch b := c.req.GetBody().(type) {
+	case *kvpb.Request_Put:
+		return true
+	case *kvpb.Request_CompareAndSwap:
+		return !b.CompareAndSwap.GetDelete()
+	case *kvpb.Request_BatchWrite:
+		return anyPut(b.BatchWrite.GetMutations())
+	case *kvpb.Request_BulkWrite:
+		return anyPut(b.BulkWrite.GetMutations())
+	}
+	return false
+}
+
+func anyPut(ms []*kvpb.Mutation) bool {
+	for _, m := range ms {
+		if !m.GetDelete() {
+			return true
+		}
+	}
+	return false
+}
+
+// snapshot reports whether it is a snapshot read, stale whether it may be
+// answered with something old.
+func (c *call) snapshot() bool {
+	return c.consistency.GetLevel() == kvpb.ConsistencyLevel_CONSISTENCY_LEVEL_SNAPSHOT
+}
+
+func (c *call) stale() bool {
+	return c.consistency.GetLevel() == kvpb.ConsistencyLevel_CONSISTENCY_LEVEL_STALE
+}
+
+// at is the timestamp of a snapshot read.
+func (c *call) at() ts.Timestamp { return ts.Timestamp(c.consistency.GetSnapshotTs()) }
+
+// answer responds, unless somebody did before.
+func (c *call) answer(r *kvpb.Response) {
+	if c.answered.Swap(true) {
+		return
+	}
+	if c.finished != nil {
+		c.finished()
+	}
+	if c.respond != nil {
+		r.Id = c.req.GetId()
+		c.respond(r)
+	}
+}
+
+// fail responds with an error of the kind of the call.
+func (c *call) fail(err error) { c.answer(c.failure(err)) }
+
+// expired reports whether the caller no longer waits.
+func (c *call) expired(now time.Time) bool { return now.After(c.deadline) }
+
+// failure is the response to c that carries err in the place where the caller
+// looks for it.
+func (c *call) failure(err error) *kvpb.Response {
+	e := errs.ToProto(err)
+	r := &kvpb.Response{}
+	switch c.kind {
+	case KindGet:
+		r.Body = &kvpb.Response_Get{Get: &kvpb.GetResponse{Error: e}}
+	case KindBatchGet:
+		r.Body = &kvpb.Response_BatchGet{BatchGet: &kvpb.BatchGetResponse{Error: e}}
+	case KindScan:
+		r.Body = &kvpb.Response_Scan{Scan: &kvpb.ScanResponse{Error: e}}
+	case KindPut:
+		r.Body = &kvpb.Response_Put{Put: &kvpb.PutResponse{Error: e}}
+	case KindDelete:
+		r.Body = &kvpb.Response_Delete{Delete: &kvpb.DeleteResponse{Error: e}}
+	case KindCompareAndSwap:
+		r.Body = &kvpb.Response_CompareAndSwap{
+			CompareAndSwap: &kvpb.CompareAndSwapResponse{Error: e}}
+	case KindBatchWrite:
+		r.Body = &kvpb.Response_BatchWrite{BatchWrite: &kvpb.BatchWriteResponse{Error: e}}
+	case KindBulkWrite:
+		r.Body = &kvpb.Response_BulkWrite{BulkWrite: &kvpb.BulkWriteResponse{
+			Error: e, AppliedCount: uint64(c.bulk.applied), CommitTs: uint64(c.bulk.commitTS)}}
+	case KindDeleteRange:
+		r.Body = &kvpb.Response_DeleteRange{DeleteRange: &kvpb.DeleteRangeResponse{Error: e}}
+	default:
+		r.Body = &kvpb.Response_Error{Error: e}
+	}
+	return r
+}
+
+// errDeadline is the answer to a request whose time ran out before anything
+// was done.
+var errDeadline = errs.Unavailable{Part: "leaseholder (deadline passed)"}
+
+// errQuorum is the answer to a read that no quorum confirmed in time.
+var errQuorum = errs.Unavailable{Part: "quorum"}
+
+// errStopping is the answer when the store stops.
+var errStopping = errs.Unavailable{Part: "store (stopping)"}
+
+// storeFault turns what the engine says into something for the caller.
+func storeFault(err error) error {
+	if _, ok := errors.AsType[errs.TooOld](err); ok {
+		return err
+	}
+	return errs.Unavailable{Part: "engine"}
+}
