@@ -1,0 +1,262 @@
+package service
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/ridgekv/ridge/proto/errs"
+	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
+)
+
+// maxMessageBytes is where a message of answers is cut. One answer may be
+// larger; it then travels alone.
+const maxMessageBytes = 1 << 20
+
+// Stream implements KVService: one reader, one writer that packs every waiting
+// answer into one message. Requests are never forwarded.
+func (s *Service) Stream(stream kvpb.KVService_StreamServer) error {
+	core, err := s.enter()
+	if err != nil {
+		return stream.Send(&kvpb.StreamResponse{Error: errs.ToProto(err)})
+	}
+	defer s.leave()
+	first, err := stream.Recv()
+	if err != nil {
+		return nil // The caller left without a word.
+	}
+	if err := checkHello(core, first.GetHello()); err != nil {
+		return stream.Send(&kvpb.StreamResponse{Error: errs.ToProto(err)})
+	}
+	s.metrics.streams.Inc()
+	defer s.metrics.streams.Dec()
+
+	c := &conversation{
+		s: s, core: core, bell: make(chan struct{}, 1), room: make(chan struct{}, 1),
+	}
+	ended := make(chan struct{})
+	s.readers.Go(func() {
+		defer close(ended)
+		c.read(stream, first)
+	})
+	return c.write(stream, ended)
+}
+
+// conversation is one open stream.
+type conversation struct {
+	s    *Service
+	core *Core
+	// seats and bytes count the requests whose answers are not yet written.
+	seats, bytes atomic.Int64
+	// bell is rung when there is something to write, room when seats came free.
+	bell, room chan struct{}
+
+	mu struct {
+		sync.Mutex
+		// waiting holds finished answers. It is bounded by the seats.
+		waiting []answer
+		// deaf is set when nobody will write answers any more.
+		deaf bool
+	}
+}
+
+// answer is a finished answer and the room its request takes up.
+type answer struct {
+	response *kvpb.Response
+	bytes    int64
+}
+
+// read takes requests in until the stream ends, m first. When refusals pile up
+// because the caller reads no answers, it stops reading too.
+func (c *conversation) read(stream kvpb.KVService_StreamServer, m *kvpb.StreamRequest) {
+	for {
+		c.s.metrics.requests.Add(float64(len(m.GetRequests())))
+		for _, r := range m.GetRequests() {
+			for c.seats.Load() >= 2*int64(c.s.o.StreamSeats) {
+				select {
+				case <-c.room:
+				case <-stream.Context().Done():
+					return
+				}
+			}
+			c.accept(r)
+		}
+		var err error
+		if m, err = stream.Recv(); err != nil {
+			return
+		}
+	}
+}
+
+// accept climbs the ladder and hands one request on. Whatever happens, it is
+// answered once.
+func (c *conversation) accept(request *kvpb.Request) {
+	size := sizeOf(request)
+	seat := &seat{c: c, id: request.GetId(), bytes: size}
+	defer func() {
+		if p := recover(); p != nil {
+			seat.answer(c.s.panicked(request, p))
+		}
+	}()
+	c.seats.Add(1)
+	c.bytes.Add(size)
+	c.s.bytes.Add(size)
+	h := headerOf(request)
+	err := c.s.taking()
+	if err == nil {
+		err = checkArguments(request)
+	}
+	if err == nil {
+		err = checkRange(c.core.Ranges, request, h)
+	}
+	if err == nil {
+		err = c.load()
+	}
+	if err != nil {
+		seat.answer(refusal(request.GetId(), err))
+		return
+	}
+	c.core.Evaluator.Submit(request, seat.answer)
+}
+
+// load is the last rung.
+func (c *conversation) load() error {
+	reason := ""
+	switch {
+	case c.seats.Load() > int64(c.s.o.StreamSeats):
+		reason = "stream requests"
+	case c.bytes.Load() > c.s.o.StreamBytes:
+		reason = "stream bytes"
+	case c.s.bytes.Load() > c.s.o.InFlightBytes:
+		reason = "bytes in flight"
+	default:
+		return nil
+	}
+	c.s.metrics.busy.Inc()
+	return errs.Busy{Reason: reason}
+}
+
+// seat is the place of one request until its answer is written.
+type seat struct {
+	c     *conversation
+	id    uint64
+	bytes int64
+	done  atomic.Bool
+}
+
+// answer is called from any goroutine; only its first call counts.
+func (t *seat) answer(r *kvpb.Response) {
+	if t.done.Swap(true) {
+		return
+	}
+	if r == nil {
+		r = refusal(t.id, errs.UnknownOutcome{})
+	}
+	r.Id = t.id
+	c := t.c
+	// Big answers hold memory until they are written: count them instead of
+	// the request.
+	grown := int64(answerSize(r)) - t.bytes
+	if grown > 0 {
+		c.bytes.Add(grown)
+		c.s.bytes.Add(grown)
+		t.bytes += grown
+	}
+	c.mu.Lock()
+	deaf := c.mu.deaf
+	if !deaf {
+		c.mu.waiting = append(c.mu.waiting, answer{response: r, bytes: t.bytes})
+	}
+	c.mu.Unlock()
+	if deaf {
+		c.free(1, t.bytes)
+		return
+	}
+	select {
+	case c.bell <- struct{}{}:
+	default:
+	}
+}
+
+func (c *conversation) free(seats, bytes int64) {
+	c.seats.Add(-seats)
+	c.bytes.Add(-bytes)
+	c.s.bytes.Add(-bytes)
+	select {
+	case c.room <- struct{}{}:
+	default:
+	}
+}
+
+// write sends answers until the stream breaks, its reader has ended and
+// everything is answered, or the store drains and everything is answered.
+func (c *conversation) write(
+	stream kvpb.KVService_StreamServer, ended <-chan struct{},
+) error {
+	defer c.hangUp()
+	draining, ctx := c.s.draining, stream.Context()
+	last := false
+	for {
+		if err := c.flush(stream); err != nil {
+			return err
+		}
+		if last && c.seats.Load() == 0 {
+			if ctx.Err() != nil || draining != nil {
+				return nil
+			}
+			e := errs.ToProto(errs.Unavailable{Part: "store"})
+			return stream.Send(&kvpb.StreamResponse{Error: e})
+		}
+		select {
+		case <-c.bell:
+		case <-ended:
+			ended, last = nil, true
+		case <-draining:
+			draining, last = nil, true
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// flush writes what waits, packed.
+func (c *conversation) flush(stream kvpb.KVService_StreamServer) error {
+	c.mu.Lock()
+	waiting := c.mu.waiting
+	c.mu.waiting = nil
+	c.mu.Unlock()
+	for len(waiting) > 0 {
+		m := &kvpb.StreamResponse{}
+		size, n, bytes := 0, 0, int64(0)
+		for n < len(waiting) && (n == 0 || size < maxMessageBytes) {
+			size += answerSize(waiting[n].response)
+			if n > 0 && size > maxMessageBytes {
+				break
+			}
+			m.Responses = append(m.Responses, waiting[n].response)
+			bytes += waiting[n].bytes
+			n++
+		}
+		waiting = waiting[n:]
+		err := stream.Send(m)
+		c.free(int64(n), bytes)
+		if err != nil {
+			for _, w := range waiting {
+				c.free(1, w.bytes)
+			}
+			return err
+		}
+		c.s.metrics.packed.Observe(float64(n))
+	}
+	return nil
+}
+
+// hangUp frees what will never be written.
+func (c *conversation) hangUp() {
+	c.mu.Lock()
+	waiting := c.mu.waiting
+	c.mu.waiting, c.mu.deaf = nil, true
+	c.mu.Unlock()
+	for _, w := range waiting {
+		c.free(1, w.bytes)
+	}
+}
