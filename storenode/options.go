@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ridgekv/ridge/storenode/internal/engine"
 )
 
 // Options are the knobs of one store. The zero value of every optional field
@@ -97,9 +99,11 @@ type EngineOptions struct {
 	MemTableSizeBytes int64
 	// NumMemtables is how many memtables may wait. Default 5, or 2 below 1 GiB.
 	NumMemtables int
-	// BlockCacheSizeBytes and IndexCacheSizeBytes are the read caches. Default:
-	// a quarter and a tenth of the memory budget.
-	BlockCacheSizeBytes, IndexCacheSizeBytes int64
+	// BlockCacheSizeBytes is the read cache. Default: a quarter of the memory
+	// budget.
+	BlockCacheSizeBytes int64
+	// IndexCacheSizeBytes is unused without encryption. Default: the engine's.
+	IndexCacheSizeBytes int64
 	// FlushInterval is how often commits are brought to the disk. Default 1 s.
 	FlushInterval time.Duration
 }
@@ -119,6 +123,8 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.PingInterval, 100*time.Millisecond)
 	setDefault(&o.SilenceAfter, 500*time.Millisecond)
 	setDefault(&o.DrainTimeout, 5*time.Second)
+	setDefault(&o.ExecShards, 4)
+	setDefault(&o.LogShards, 4)
 	setDefault(&o.Logger, slog.New(slog.DiscardHandler))
 	e := &o.Engine
 	small := o.MemoryBytes < defaultMemoryBytes
@@ -130,7 +136,6 @@ func (o Options) withDefaults() Options {
 		setDefault(&e.NumMemtables, 5)
 	}
 	setDefault(&e.BlockCacheSizeBytes, o.MemoryBytes/4)
-	setDefault(&e.IndexCacheSizeBytes, o.MemoryBytes/10)
 	setDefault(&e.FlushInterval, time.Second)
 	return o
 }
@@ -139,6 +144,18 @@ func setDefault[T comparable](p *T, v T) {
 	var zero T
 	if *p == zero {
 		*p = v
+	}
+}
+
+func (o Options) engineOptions() engine.Options {
+	dirs := o.directories()
+	return engine.Options{
+		Dir: dirs.engine, Logger: o.Logger, Registerer: o.Registerer,
+		CapacityBytes: o.CapacityBytes, CapacityDirs: []string{dirs.log},
+		FlushInterval: o.Engine.FlushInterval, MemTableSizeBytes: o.Engine.MemTableSizeBytes,
+		NumMemtables:        o.Engine.NumMemtables,
+		BlockCacheSizeBytes: o.Engine.BlockCacheSizeBytes,
+		IndexCacheSizeBytes: o.Engine.IndexCacheSizeBytes, SyncWrites: o.SyncWrites,
 	}
 }
 
