@@ -59,25 +59,33 @@ var sendQueueLen uint64
 // Package variables are initialised after those of imported packages and
 // before main, so this comes before the first NodeHost of the process and
 // races with none: not with that of a PD in the same process either.
-var _ = setSoftSettings()
+//
+// softDefaults are the values found: a name that Dragonboat has moved would
+// have left a variable of our own, which is zero (tested).
+var softDefaults = setSoftSettings()
 
 // setSoftSettings cuts the memory of a replica from 1.1 MiB to below 200 KiB
 // and stops the periodic Sync, which blocks apply workers and which nothing
 // reads.
-func setSoftSettings() struct{} {
+func setSoftSettings() map[string]uint64 {
+	found := make(map[string]uint64)
+	set := func(name string, p *uint64, value uint64) {
+		found[name] = *p
+		*p = value
+	}
 	// Due when now - x >= interval for a random x below interval, in unsigned
 	// arithmetic: with the largest value it is never due, not even once.
-	syncTaskInterval = math.MaxUint64
-	incomingProposalsMaxLen = 256
-	incomingReadIndexMaxLen = 512
-	// Must hold a burst of ticks: see burstTicks in campaign.go.
-	receiveQueueLen = 128
-	pendingProposalShards = 4
-	entrySliceSize = 128
-	minEntrySliceSize = 32
+	set("SyncTaskInterval", &syncTaskInterval, math.MaxUint64)
+	set("IncomingProposalQueueLength", &incomingProposalsMaxLen, 256)
+	set("IncomingReadIndexQueueLength", &incomingReadIndexMaxLen, 512)
+	// Must hold a burst of ticks: see maxElectionTicks.
+	set("ReceiveQueueLength", &receiveQueueLen, 128)
+	set("PendingProposalShards", &pendingProposalShards, 4)
+	set("InMemEntrySliceSize", &entrySliceSize, 128)
+	set("MinEntrySliceFreeSize", &minEntrySliceSize, 32)
 	// Thousands of heartbeats of one tick go to a store at once.
-	sendQueueLen = 8192
-	return struct{}{}
+	set("SendQueueLength", &sendQueueLen, 8192)
+	return found
 }
 
 // capturedLog is a factory that keeps the log it made.
