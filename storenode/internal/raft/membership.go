@@ -21,6 +21,8 @@ const (
 	memberQueries = 32
 	// changeTimeout bounds one attempt at a membership change.
 	changeTimeout = 5 * time.Second
+	// caughtUpTimeout bounds the wait for a learner's own read.
+	caughtUpTimeout = time.Second
 	// transferRetry is how often a transfer of leadership is asked for again.
 	transferRetry = time.Second
 )
@@ -209,24 +211,26 @@ func (h *Host) TransferLeader(ctx context.Context, rangeID, replicaID uint64) er
 	}
 }
 
-// CaughtUp succeeds when the replica here can answer a read of its own.
+// CaughtUp succeeds when the replica here can answer a read of its own. It is
+// asked again and again: a replica without its image is refused at once, and
+// a question lost on the way costs a second.
 func (h *Host) CaughtUp(ctx context.Context, rangeID uint64) error {
 	cr, ok := h.catalog.Replica(rangeID)
 	if !ok {
 		return fmt.Errorf("raft: range %d: %w", rangeID, ErrNotFound)
 	}
-	timeout := h.timeoutOf(ctx, changeTimeout)
+	if s := cr.State(); !s.Serving() {
+		return fmt.Errorf("raft: range %d is not caught up: it is %s", rangeID, s.Status())
+	}
+	timeout := h.timeoutOf(ctx, caughtUpTimeout)
 	rs, err := h.request(func() (*dragonboat.RequestState, error) {
 		return h.nh.ReadIndex(rangeID, timeout)
 	})
+	if err == nil {
+		err = confirmed(await(rs, timeout))
+	}
 	if err != nil {
 		return fmt.Errorf("raft: range %d is not caught up: %w", rangeID, err)
-	}
-	if res, ok := await(rs, timeout); !ok || !res.Completed() {
-		return fmt.Errorf("raft: range %d is not caught up: its read was not confirmed", rangeID)
-	}
-	if !cr.State().Serving() {
-		return fmt.Errorf("raft: range %d is not caught up: it is %s", rangeID, cr.State().Status())
 	}
 	return nil
 }
@@ -311,6 +315,10 @@ func (h *Host) setMembers(r *replica, m *members) error {
 	}
 	r.announce()
 	h.events.noteLeader(r.rangeID, nil) // its store may be known now
+	if len(m.replicas) == 1 && !r.leading().Known {
+		// Nobody else can lead: a store of one need not wait for an election.
+		h.births.add(r.rangeID, r.replicaID)
+	}
 	return h.noteRole(r, m)
 }
 
