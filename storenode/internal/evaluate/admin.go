@@ -110,6 +110,9 @@ func (c SplitChild) replicas() ([]*metapb.Replica, error) {
 	}
 	out := make([]*metapb.Replica, len(c.Members))
 	for i, m := range c.Members {
+		if m.GetRole() != metapb.Role_ROLE_VOTER {
+			return nil, errs.InvalidArgument{Field: "child", Reason: "the range has a learner"}
+		}
 		out[i] = &metapb.Replica{
 			ReplicaId: c.ReplicaIDs[i], StoreId: m.GetStoreId(), Role: metapb.Role_ROLE_VOTER}
 	}
@@ -181,7 +184,9 @@ func (w *worker) launchSplit(j *job, st *catalog.State, m *logpb.Split) {
 		w.mu.Unlock()
 		// Whether it happened is read from the state: a repetition does not say.
 		now := w.rep.State()
-		happened := now.SpanEpoch() > st.SpanEpoch() && bytes.Equal(now.Span().End, m.GetSplitKey())
+		_, held := w.ev.deps.Catalog.Replica(m.GetChildRangeId())
+		happened := now.SpanEpoch() > st.SpanEpoch() &&
+			(held || now.LastChildRangeID() == m.GetChildRangeId())
 		switch {
 		case (how == fateApplied || how == fateRefused) && happened:
 			j.finish(nil)
