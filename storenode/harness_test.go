@@ -1,0 +1,193 @@
+package storenode_test
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
+	storepb "github.com/ridgekv/ridge/proto/ridge/store/v1"
+	"github.com/ridgekv/ridge/storenode"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		// Badger's cache library and Dragonboat's registries keep these for the
+		// life of the process.
+		goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"),
+		goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"),
+	)
+}
+
+// eventually waits until ok holds.
+func eventually(t *testing.T, timeout time.Duration, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(timeout)
+	defer deadline.Stop()
+	ticker := time.NewTicker(20 * time.Millisecond)
+	defer ticker.Stop()
+	for !ok() {
+		select {
+		case <-ticker.C:
+		case <-deadline.C:
+			t.Fatalf("not within %v: %s", timeout, what)
+		}
+	}
+}
+
+// freePort returns an address nobody listens on at the moment.
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func logger(t *testing.T) *slog.Logger {
+	if os.Getenv("RIDGE_TEST_LOG") == "" {
+		return slog.New(slog.DiscardHandler)
+	}
+	h := slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo})
+	return slog.New(h).With("test", t.Name())
+}
+
+// listen serves what register adds, at address.
+func listen(t *testing.T, address string, register func(grpc.ServiceRegistrar)) (stop func()) {
+	t.Helper()
+	var l net.Listener
+	eventually(t, 5*time.Second, "listen on "+address, func() bool {
+		var err error
+		l, err = net.Listen("tcp", address)
+		return err == nil
+	})
+	server := grpc.NewServer(grpc.MaxRecvMsgSize(16 << 20))
+	register(server)
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = server.Serve(l) })
+	return sync.OnceFunc(func() {
+		server.Stop()
+		wg.Wait()
+	})
+}
+
+// testStore is a store in this process.
+type testStore struct {
+	t       *testing.T
+	options storenode.Options
+	server  *storenode.Server
+	conn    *grpc.ClientConn
+	stop    func() error
+}
+
+// storeOptions are options for a small and quick store.
+func storeOptions(t *testing.T, dir string, pd ...string) storenode.Options {
+	return storenode.Options{
+		Dir: dir, PD: pd, GRPCAddress: freePort(t), RaftListenAddress: freePort(t),
+		MemoryBytes: 256 << 20, Tick: 50 * time.Millisecond,
+		RangeHeartbeatInterval: time.Second, HeartbeatInterval: 200 * time.Millisecond,
+		DrainTimeout: 3 * time.Second, ExecShards: 2, LogShards: 1,
+		Engine: storenode.EngineOptions{FlushInterval: 100 * time.Millisecond},
+		Logger: logger(t),
+	}
+}
+
+// startStore runs a store until the test ends or stop is called.
+func startStore(t *testing.T, o storenode.Options) *testStore {
+	t.Helper()
+	server, err := storenode.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &testStore{t: t, options: o, server: server}
+	stopListening := listen(t, o.GRPCAddress, server.Register)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	var wg sync.WaitGroup
+	wg.Go(func() { ended <- server.Run(ctx) })
+	s.conn, err = grpc.NewClient(o.GRPCAddress,
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.stop = sync.OnceValue(func() error {
+		cancel()
+		err := <-ended
+		wg.Wait()
+		_ = s.conn.Close()
+		stopListening()
+		return err
+	})
+	t.Cleanup(func() {
+		if err := s.stop(); err != nil && !t.Failed() {
+			t.Errorf("store: %v", err)
+		}
+	})
+	return s
+}
+
+func (s *testStore) waitReady() {
+	s.t.Helper()
+	eventually(s.t, 20*time.Second, "store ready", s.server.Ready)
+}
+
+func (s *testStore) kv() kvpb.KVServiceClient          { return kvpb.NewKVServiceClient(s.conn) }
+func (s *testStore) store() storepb.StoreServiceClient { return storepb.NewStoreServiceClient(s.conn) }
+
+func (s *testStore) put(key, value string) *kvpb.PutResponse {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
+	defer cancel()
+	r, err := s.kv().Put(ctx, &kvpb.PutRequest{Key: []byte(key), Value: []byte(value)})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return r
+}
+
+func (s *testStore) get(key string) *kvpb.GetResponse {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
+	defer cancel()
+	r, err := s.kv().Get(ctx, &kvpb.GetRequest{Key: []byte(key)})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return r
+}
+
+// mustPut puts, again after errors that say nothing was done.
+func (s *testStore) mustPut(key, value string) {
+	s.t.Helper()
+	var last *kvpb.PutResponse
+	eventually(s.t, 20*time.Second, "put "+key, func() bool {
+		last = s.put(key, value)
+		if e := last.GetError(); e != nil && e.GetApplied() != kvpb.Applied_APPLIED_NO {
+			s.t.Fatalf("put %s: %v", key, e)
+		}
+		return last.GetError() == nil
+	})
+}
+
+func (s *testStore) mustGet(key, want string) {
+	s.t.Helper()
+	var last *kvpb.GetResponse
+	eventually(s.t, 20*time.Second, "get "+key, func() bool {
+		last = s.get(key)
+		return last.GetError() == nil
+	})
+	if !last.GetFound() || string(last.GetRow().GetValue()) != want {
+		s.t.Fatalf("get %s: %v, want %q", key, last, strings.ToValidUTF8(want, "?"))
+	}
+}
