@@ -18,10 +18,19 @@ var quietLoggers = []string{
 	"settings", "registry", "pebblekv", "utils", "order", "fileutil", "raftpb", "grpc", "raftdb",
 }
 
-func (h *Host) openNodeHost() error {
+// Levels are set before any NodeHost of this process can run: the loggers read
+// their level without a lock, so a later store in the same process must not
+// write it.
+var _ = quiet()
+
+func quiet() bool {
 	for _, name := range quietLoggers {
 		logger.GetLogger(name).SetLevel(logger.CRITICAL)
 	}
+	return true
+}
+
+func (h *Host) openNodeHost() error {
 	if err := os.MkdirAll(h.opts.Dir, 0o700); err != nil {
 		return fmt.Errorf("raft: open log: %w", err)
 	}
