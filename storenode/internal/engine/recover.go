@@ -172,6 +172,8 @@ func tableOptions(o Options, m badger.TableManifest) table.Options {
 type memLog struct {
 	commits     int
 	first, last Seq
+	// endBytes is where the last whole commit ends.
+	endBytes int64
 	// arenaBytes is a lower bound of the memtable it makes.
 	arenaBytes int64
 }
@@ -241,6 +243,7 @@ func readMemLog(r *bufio.Reader) (memLog, error) {
 				return log, fmt.Errorf("commit %d follows commit %d", open, log.last)
 			}
 			log.last, open = open, 0
+			log.endBytes = memHeaderBytes + in.read
 			log.arenaBytes, openBytes = log.arenaBytes+openBytes, 0
 		default:
 			// Nobody here writes outside a transaction.
@@ -261,6 +264,7 @@ type memReader struct {
 	table *crc32.Table
 	sum   uint32
 	buf   []byte
+	read  int64
 }
 
 // ReadByte reads a byte of an entry's header.
@@ -268,6 +272,7 @@ func (m *memReader) ReadByte() (byte, error) {
 	b, err := m.r.ReadByte()
 	if err == nil {
 		m.sum = crc32.Update(m.sum, m.table, []byte{b})
+		m.read++
 	}
 	return b, err
 }
@@ -306,6 +311,7 @@ func (m *memReader) next() (memEntry, error) {
 	if crc32.Update(m.sum, m.table, buf[:n]) != binary.BigEndian.Uint32(buf[n:]) {
 		return en, errTorn
 	}
+	m.read += int64(len(buf))
 	en.meta, en.value = meta, buf[klen:n]
 	en.version = Seq(math.MaxUint64 - binary.BigEndian.Uint64(buf[klen-versionBytes:klen]))
 	en.arenaBytes = int64(n)

@@ -1,0 +1,96 @@
+package engine
+
+import (
+	"context"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+)
+
+// SmallTables makes memtables so small that a few hundred rows fill one.
+func SmallTables(o Options) Options {
+	o.smallTables = true
+	o.MemTableSizeBytes, o.ValueThresholdBytes = 64<<10, 4<<10
+	o.BlockCacheSizeBytes = 1 << 20
+	return o
+}
+
+// KeepVersions sets how far behind visible old versions may be dropped.
+func KeepVersions(o Options, d time.Duration) Options {
+	o.gcDistance = d
+	return o
+}
+
+// HoldMemtables keeps the *.mem files of this moment from being removed.
+func (e *Engine) HoldMemtables() (release func()) {
+	it := e.visible.Load().txn.NewIterator(badger.IteratorOptions{})
+	return it.Close
+}
+
+// CollectHistory does one round of the GC.
+func (e *Engine) CollectHistory() error { return e.collectHistory(context.Background()) }
+
+// DiscardSeq is what Badger was told.
+func (e *Engine) DiscardSeq() Seq {
+	e.pins.mu.Lock()
+	defer e.pins.mu.Unlock()
+	return e.pins.mu.discard
+}
+
+// WriteOut makes tables of the memtables and moves all to the last level.
+func (e *Engine) WriteOut() error { return e.db.Flatten(2) }
+
+// RawVersions counts the versions that Badger holds below a key.
+func (e *Engine) RawVersions(x Extent, key string) int {
+	it := e.visible.Load().txn.NewKeyIterator(
+		appendExtentKey(nil, kindData, x, []byte(key)), badger.IteratorOptions{})
+	defer it.Close()
+	n := 0
+	for it.Rewind(); it.Valid(); it.Next() {
+		n++
+	}
+	return n
+}
+
+// Verify does one round over all tables.
+func (e *Engine) Verify() error { return e.verifyTables(context.Background()) }
+
+// SyncedFiles are the *.mem files that the flusher need not look at again.
+func (e *Engine) SyncedFiles() map[int]bool { return e.flusher.synced }
+
+// LookAtDisk measures now.
+func (e *Engine) LookAtDisk() error { return e.lookAtDisk() }
+
+// ManifestTables are the tables that the MANIFEST of dir names.
+func ManifestTables(o Options) ([]uint64, error) {
+	tables, err := manifestTables(o.withDefaults())
+	var out []uint64
+	for id := range tables {
+		out = append(out, id)
+	}
+	return out, err
+}
+
+// MemFile is what a *.mem file holds.
+type MemFile struct {
+	Path        string
+	First, Last Seq
+	EndBytes    int64
+}
+
+// MemFiles reads the *.mem files of dir in number order.
+func MemFiles(dir string) ([]MemFile, error) {
+	numbers, err := memFiles(dir)
+	if err != nil {
+		return nil, err
+	}
+	var out []MemFile
+	for _, n := range numbers {
+		log, err := readMemFile(memPath(dir, n))
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, MemFile{memPath(dir, n), log.first, log.last, log.endBytes})
+	}
+	return out, nil
+}
