@@ -356,7 +356,7 @@ func (c *committer) finish(err error) {
 		c.e.garbage.change(it.set.garbage, time.Now())
 	}
 	c.e.publish(c.lastSeq)
-	c.e.gc.sample(c.lastSeq, time.Now())
+	c.e.gc.sample(c.lastSeq, time.Now(), milestoneInterval)
 	c.e.metrics.committed(ended)
 	ended.answer(nil)
 }

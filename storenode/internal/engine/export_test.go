@@ -37,8 +37,18 @@ func (e *Engine) DiscardSeq() Seq {
 	return e.pins.mu.discard
 }
 
-// WriteOut makes tables of the memtables and moves all to the last level.
-func (e *Engine) WriteOut() error { return e.db.Flatten(2) }
+// Compact moves all tables to one level and returns the newest seq in the
+// last level.
+func (e *Engine) Compact() (Seq, error) {
+	err := e.db.Flatten(2)
+	newest := Seq(0)
+	for _, t := range e.db.Tables() {
+		if t.Level == 6 {
+			newest = max(newest, Seq(t.MaxVersion))
+		}
+	}
+	return newest, err
+}
 
 // RawVersions counts the versions that Badger holds below a key.
 func (e *Engine) RawVersions(x Extent, key string) int {

@@ -63,15 +63,16 @@ func (h *collectedHistory) note(t ts.Timestamp) {
 	}
 }
 
-// sample adds a milestone for a seq that is visible, when one is due.
-func (h *collectedHistory) sample(seq Seq, now time.Time) {
+// sample adds a milestone for a seq that is visible, when the last one is at
+// least so old.
+func (h *collectedHistory) sample(seq Seq, now time.Time, age time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !h.mu.started {
 		return
 	}
 	n := len(h.mu.ring)
-	if n > 0 && (seq <= h.mu.ring[n-1].seq || now.Sub(h.mu.ring[n-1].at) < milestoneInterval) {
+	if n > 0 && (seq <= h.mu.ring[n-1].seq || now.Sub(h.mu.ring[n-1].at) < age) {
 		return
 	}
 	h.addLocked(milestone{seq: seq, highest: ts.Timestamp(h.highest.Load()), at: now})
@@ -191,7 +192,7 @@ func (e *Engine) runGC(ctx context.Context) error {
 func (e *Engine) collectHistory(ctx context.Context) error {
 	now := time.Now()
 	seq := e.Visible()
-	e.gc.sample(seq, now)
+	e.gc.sample(seq, now, 0)
 	if floor, dirty := e.gc.raiseFloor(); dirty {
 		var w WriteSet
 		w.record(opRecord, storeKey(storeFloor), binary.BigEndian.AppendUint64(nil, uint64(floor)))
