@@ -11,13 +11,15 @@ package client
 import (
 	"context"
 	"errors"
-	"iter"
+	"fmt"
 	"sync/atomic"
 	"time"
 
+	"github.com/ridgekv/ridge/client/internal/route"
+	"github.com/ridgekv/ridge/client/internal/stream"
 	"github.com/ridgekv/ridge/client/pdclient"
 	"github.com/ridgekv/ridge/proto/errs"
-	"github.com/ridgekv/ridge/proto/keys"
+	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 	"github.com/ridgekv/ridge/proto/ts"
 )
@@ -95,8 +97,9 @@ type DeleteRangeResult struct {
 // Page is a part of a scan.
 type Page struct {
 	Rows []Row
-	// More tells that the scan goes on at ResumeKey: inclusive for forward
-	// scans, the exclusive upper bound for reverse scans.
+	// More tells that the span is not exhausted. A scan of the rest begins at
+	// ResumeKey: inclusive for forward scans, the exclusive upper bound for
+	// reverse scans.
 	More      bool
 	ResumeKey []byte
 	// SnapshotTS is the timestamp the page was read at; 0 when the scan lay in
@@ -131,106 +134,123 @@ func (s *Session) saw(t uint64) {
 // Client is the smart client. It is safe for concurrent use; one is enough for
 // a process.
 type Client struct {
-	o  Options
-	pd *pdclient.Client
+	o       Options
+	pd      *pdclient.Client
+	ownPD   bool
+	routes  *route.Locator
+	streams *stream.Pool
+	session Session
+	metrics *metrics
+	closed  atomic.Bool
 }
 
-var errNotBuilt = errors.New("client: not built yet")
-
-// Open returns a client of the cluster behind o.PD.
+// Open returns a client of the cluster behind o.PD. Unless o.Lazy, it waits
+// for a PD to answer, as long as ctx allows and o.Timeout at most.
 func Open(ctx context.Context, o Options) (*Client, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
 	}
-	return &Client{o: o.withDefaults(), pd: o.PDClient}, nil
+	o = o.withDefaults()
+	m, err := newMetrics(o.Registerer)
+	if err != nil {
+		return nil, fmt.Errorf("client: %w", err)
+	}
+	c := &Client{o: o, pd: o.PDClient, metrics: m}
+	if c.pd == nil {
+		c.ownPD = true
+		c.pd, err = pdclient.Open(ctx, pdclient.Options{
+			Addresses: o.PD, TLS: o.TLS, DialTimeout: o.DialTimeout, Timeout: o.Timeout,
+			TryTimeout: o.TryTimeout, Logger: o.Logger, Registerer: o.Registerer,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("client: %w", err)
+		}
+	}
+	c.routes = route.NewLocator(c.pd, o.MaxRoutes, o.Timeout)
+	c.streams = stream.NewPool(stream.Options{
+		TLS: o.TLS, DialTimeout: o.DialTimeout, ClusterID: c.pd.ClusterID,
+		SilentAfter: o.TryTimeout, MaxInFlight: o.MaxInFlight,
+	})
+	if !o.Lazy {
+		if _, err := c.pd.Members(ctx); err != nil {
+			return nil, errors.Join(fmt.Errorf("client: open: %w", err), c.Close())
+		}
+	}
+	return c, nil
 }
 
 // Close ends every stream and connection. Calls under way fail; writes that
 // were sent end with errs.UnknownOutcome. It is idempotent.
-func (c *Client) Close() error { return nil }
+func (c *Client) Close() error {
+	if c.closed.Swap(true) {
+		return nil
+	}
+	err := c.streams.Close()
+	if c.ownPD {
+		err = errors.Join(err, c.pd.Close())
+	}
+	return err
+}
 
 // PD is the client of the placement driver that c uses.
 func (c *Client) PD() *pdclient.Client { return c.pd }
 
 // Session is the session of calls that name no other.
-func (c *Client) Session() *Session { return nil }
+func (c *Client) Session() *Session { return &c.session }
 
 // Timestamp returns a timestamp for Snapshot reads: everything acknowledged
 // before this call is at or below it.
-func (c *Client) Timestamp(ctx context.Context) (ts.Timestamp, error) { return 0, errNotBuilt }
+func (c *Client) Timestamp(ctx context.Context) (ts.Timestamp, error) {
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
+	at, err := c.freshTimestamp(ctx, &c.session)
+	if err != nil {
+		return 0, fmt.Errorf("client: timestamp: %w", err)
+	}
+	c.session.saw(uint64(at))
+	return at, nil
+}
+
+// freshTimestamp takes timestamps until one is above what s has seen. A store
+// may be a step ahead of PD, for less than the time of a write.
+func (c *Client) freshTimestamp(ctx context.Context, s *Session) (ts.Timestamp, error) {
+	for {
+		at, err := c.pd.Timestamp(ctx)
+		if err != nil || at > s.Token() {
+			return at, err
+		}
+		t := time.NewTimer(time.Millisecond)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return 0, ctx.Err()
+		}
+	}
+}
 
 // Route returns what the client knows of the range that holds key, asking PD
 // on a miss. It may be stale; it is for people and tests.
 func (c *Client) Route(ctx context.Context, key []byte) (*pdpb.Route, error) {
-	return nil, errNotBuilt
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
+	rt, err := c.routes.Locate(ctx, key)
+	if err != nil {
+		return nil, fmt.Errorf("client: route: %w", err)
+	}
+	out := &pdpb.Route{Range: rt.Proto()}
+	for _, rep := range rt.Replicas {
+		if rep.GetStoreId() == rt.Leader {
+			out.Leader = &metapb.Leader{StoreId: rt.Leader, ReplicaId: rep.GetReplicaId()}
+		}
+	}
+	return out, nil
 }
 
-// Get returns the row of key and whether there is one.
-func (c *Client) Get(ctx context.Context, key []byte, opts ...Option) (Row, bool, error) {
-	return Row{}, false, errNotBuilt
-}
-
-// Put writes value under key and returns the commit timestamp.
-func (c *Client) Put(ctx context.Context, key, value []byte, opts ...Option) (ts.Timestamp, error) {
-	return 0, errNotBuilt
-}
-
-// Delete removes key, whether it exists or not, and returns the commit
-// timestamp.
-func (c *Client) Delete(ctx context.Context, key []byte, opts ...Option) (ts.Timestamp, error) {
-	return 0, errNotBuilt
-}
-
-// CompareAndSwap writes when the key is what s expects.
-func (c *Client) CompareAndSwap(ctx context.Context, s Swap, opts ...Option) (SwapResult, error) {
-	return SwapResult{}, errNotBuilt
-}
-
-// BatchGet returns the rows that exist, in the order of keys. Keys of several
-// ranges are read at one timestamp.
-func (c *Client) BatchGet(ctx context.Context, keys [][]byte, opts ...Option) ([]Row, error) {
-	return nil, errNotBuilt
-}
-
-// BatchWrite applies all mutations or none. They must fall into one range.
-func (c *Client) BatchWrite(
-	ctx context.Context, mutations []Mutation, opts ...Option,
-) (ts.Timestamp, error) {
-	return 0, errNotBuilt
-}
-
-// BulkWrite applies the mutations range by range, in parallel. It is not
-// atomic; mutations of one key keep their order. After an error the result
-// tells what is applied, what is not, and what is unknown.
-func (c *Client) BulkWrite(
-	ctx context.Context, mutations []Mutation, opts ...Option,
-) (BulkResult, error) {
-	return BulkResult{}, errNotBuilt
-}
-
-// Scan yields the rows of span in ascending order.
-func (c *Client) Scan(ctx context.Context, span keys.Span, opts ...Option) iter.Seq2[Row, error] {
-	return func(yield func(Row, error) bool) { yield(Row{}, errNotBuilt) }
-}
-
-// ReverseScan yields the rows of span in descending order.
-func (c *Client) ReverseScan(
-	ctx context.Context, span keys.Span, opts ...Option,
-) iter.Seq2[Row, error] {
-	return func(yield func(Row, error) bool) { yield(Row{}, errNotBuilt) }
-}
-
-// ScanPages is Scan, or ReverseScan, page by page.
-func (c *Client) ScanPages(
-	ctx context.Context, span keys.Span, reverse bool, opts ...Option,
-) iter.Seq2[Page, error] {
-	return func(yield func(Page, error) bool) { yield(Page{}, errNotBuilt) }
-}
-
-// DeleteRange removes every key of span, entry by entry. It is not atomic.
-// After an error the result tells where to go on.
-func (c *Client) DeleteRange(
-	ctx context.Context, span keys.Span, opts ...Option,
-) (DeleteRangeResult, error) {
-	return DeleteRangeResult{}, errNotBuilt
+// bound gives ctx the default deadline if it has none.
+func (c *Client) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, c.o.Timeout)
 }

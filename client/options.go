@@ -5,11 +5,14 @@ import (
 	"errors"
 	"log/slog"
 	"math"
+	"math/bits"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ridgekv/ridge/client/pdclient"
+	"github.com/ridgekv/ridge/proto/errs"
+	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
 	"github.com/ridgekv/ridge/proto/ts"
 )
 
@@ -142,6 +145,59 @@ const (
 	bitPageBytes
 	bitSession
 )
+
+var optionNames = []string{
+	"WithConsistency", "WithTTL", "WithLimit", "WithKeysOnly", "WithPrefix", "WithPageBytes",
+	"WithSession",
+}
+
+// apply collects the options of one call, of which it allows some.
+func (c *Client) apply(opts []Option, allowed optionBit) (settings, error) {
+	s := settings{session: &c.session}
+	for _, o := range opts {
+		o(&s)
+	}
+	if wrong := s.given &^ (allowed | bitSession); wrong != 0 {
+		return s, errs.InvalidArgument{
+			Field:  "options",
+			Reason: optionNames[bits.TrailingZeros(uint(wrong))] + " means nothing to this call",
+		}
+	}
+	if s.session == nil {
+		s.session = &c.session
+	}
+	if s.ttl < 0 || s.given&bitTTL != 0 && s.ttl < time.Millisecond {
+		return s, errs.InvalidArgument{Field: "ttl", Reason: "it is below a millisecond"}
+	}
+	return s, s.consistency.validate()
+}
+
+func (c Consistency) validate() error {
+	switch {
+	case c.level == snapshot && c.at == 0:
+		return errs.InvalidArgument{Field: "consistency", Reason: "a snapshot at 0 holds nothing"}
+	case c.level == stale && c.staleness < time.Millisecond:
+		return errs.InvalidArgument{Field: "consistency", Reason: "staleness below a millisecond"}
+	}
+	return nil
+}
+
+// proto renders c for the wire.
+func (c Consistency) proto() *kvpb.Consistency {
+	switch c.level {
+	case snapshot:
+		return &kvpb.Consistency{
+			Level:      kvpb.ConsistencyLevel_CONSISTENCY_LEVEL_SNAPSHOT,
+			SnapshotTs: uint64(c.at),
+		}
+	case stale:
+		return &kvpb.Consistency{
+			Level:          kvpb.ConsistencyLevel_CONSISTENCY_LEVEL_STALE,
+			MaxStalenessMs: uint32(min(c.staleness.Milliseconds(), math.MaxUint32)),
+		}
+	}
+	return &kvpb.Consistency{Level: kvpb.ConsistencyLevel_CONSISTENCY_LEVEL_LINEARIZABLE}
+}
 
 // settings are the options of one call.
 type settings struct {

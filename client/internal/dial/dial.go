@@ -20,9 +20,10 @@ const (
 	// DefaultTimeout is how long one attempt to connect may take. A store that
 	// was killed refuses at once; one whose host is gone must not cost more.
 	DefaultTimeout = 500 * time.Millisecond
-	// MaxMessageBytes bounds one gRPC message in both directions. An entry is at
-	// most 4 MiB, a stream message carries several.
-	MaxMessageBytes = 64 << 20
+	// MaxMessageBytes bounds one gRPC message that is received. A message carries
+	// the answers to many requests, and one that is too large would break the
+	// stream for all of them; the requests bound what can come back.
+	MaxMessageBytes = 1 << 30
 
 	keepaliveTime    = 10 * time.Second
 	keepaliveTimeout = 2 * time.Second
@@ -74,8 +75,7 @@ func New(address string, o Options) (*grpc.ClientConn, error) {
 		}),
 		grpc.WithInitialWindowSize(windowBytes),
 		grpc.WithInitialConnWindowSize(windowBytes),
-		grpc.WithDefaultCallOptions(
-			grpc.MaxCallRecvMsgSize(MaxMessageBytes), grpc.MaxCallSendMsgSize(MaxMessageBytes)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessageBytes)),
 		grpc.WithDisableServiceConfig(),
 	)
 	if err != nil {

@@ -126,8 +126,8 @@ func (l *Log) Delay(k Kind, hint time.Duration) time.Duration {
 // Wait records that err was met for cause and sleeps before the next try. It
 // returns nil when there may be one, else the final error.
 func (l *Log) Wait(ctx context.Context, cause Cause, hint time.Duration, err error) error {
-	if ctx.Err() != nil && l.last != nil {
-		// This try failed because time was up; the one before says more.
+	if l.last != nil && timeIsUp(ctx) {
+		// This try failed for lack of time; the one before says more.
 		err = l.last
 	}
 	l.last = err
@@ -178,10 +178,13 @@ func (l *Log) Tries(k Kind) int { return l.tries[k] }
 func (l *Log) Relax(k Kind) { l.tries[k] = 0 }
 
 // Final is the error that ends the operation: err, what the context says about
-// it, and where the time went.
+// it, and where the time went. Without the latter two it is err itself.
 func (l *Log) Final(ctx context.Context, err error) error {
 	if err == nil {
 		err = l.last
+	}
+	if ctx.Err() == nil && l.Report() == "" {
+		return err
 	}
 	return &Error{Spent: l.Report(), Err: err, Context: ctx.Err()}
 }
@@ -240,6 +243,12 @@ func (e *Error) Unwrap() []error {
 		}
 	}
 	return out
+}
+
+// timeIsUp allows for a server that sees the deadline a little earlier.
+func timeIsUp(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && time.Until(deadline) < 5*time.Millisecond
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

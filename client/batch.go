@@ -1,0 +1,335 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/ridgekv/ridge/client/internal/retry"
+	"github.com/ridgekv/ridge/client/internal/route"
+	"github.com/ridgekv/ridge/proto/errs"
+	"github.com/ridgekv/ridge/proto/keys"
+	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
+	"github.com/ridgekv/ridge/proto/ts"
+)
+
+// maxBatchGetKeys bounds the keys of one request. More are cut into several,
+// which are then read at one timestamp.
+const maxBatchGetKeys = 1024
+
+// group is the part of a multi-key call that falls into one range. members are
+// positions in the call, ascending.
+type group struct {
+	rt      *route.Route
+	members []int
+}
+
+// groups cuts n keys by range. Positions for which skip is true are left out.
+func (c *Client) groups(
+	ctx context.Context, log *retry.Log, n int, key func(int) []byte, skip func(int) bool,
+) ([]group, error) {
+	var out []group
+	index := map[uint64]int{}
+	var last *route.Route
+	for i := range n {
+		if skip(i) {
+			continue
+		}
+		if last == nil || !last.Span.Contains(key(i)) {
+			rt, err := c.locate(ctx, log, key(i))
+			if err != nil {
+				return nil, err
+			}
+			last = rt
+		}
+		at, ok := index[last.RangeID]
+		if !ok || out[at].rt != last {
+			at = len(out)
+			index[last.RangeID] = at
+			out = append(out, group{rt: last})
+		}
+		out[at].members = append(out[at].members, i)
+	}
+	return out, nil
+}
+
+// parallel runs f for 0..n-1, at most Parallelism at the same time, and joins
+// the errors. After an error none is started, but none is interrupted either:
+// an interrupted write would have an unknown outcome.
+func (c *Client) parallel(n int, f func(i int) error) error {
+	if n == 1 {
+		return f(0)
+	}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var faults []error
+	next := 0
+	for range min(n, c.o.Parallelism) {
+		wg.Go(func() {
+			for {
+				mu.Lock()
+				i := next
+				next++
+				stop := i >= n || len(faults) > 0
+				mu.Unlock()
+				if stop {
+					return
+				}
+				if err := f(i); err != nil {
+					mu.Lock()
+					faults = append(faults, err)
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(faults...)
+}
+
+// BatchGet returns the rows that exist, in the order of ks. Keys of one range
+// are read at one moment; keys of several at one timestamp, which needs PD.
+func (c *Client) BatchGet(
+	ctx context.Context, ks [][]byte, opts ...Option,
+) (rows []Row, err error) {
+	began := time.Now()
+	defer func() { c.metrics.done("batch get", began, err) }()
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
+	s, err := c.apply(opts, bitConsistency)
+	if err == nil {
+		b := batchGet{c: c, s: s, log: retry.NewLog(c.metrics.retried), found: map[string]*Row{}}
+		if err = b.collect(ks); err == nil {
+			err = b.run(ctx)
+		}
+		if err == nil {
+			return b.rows(ks), nil
+		}
+	}
+	return nil, fmt.Errorf("client: batch get of %d keys: %w", len(ks), err)
+}
+
+// batchGet is one BatchGet. Each key is asked for once.
+type batchGet struct {
+	c    *Client
+	s    settings
+	log  *retry.Log
+	keys [][]byte
+	done []bool
+	mu   sync.Mutex
+	// found holds the rows by key; guarded by mu, as is done.
+	found map[string]*Row
+}
+
+func (b *batchGet) collect(ks [][]byte) error {
+	seen := map[string]bool{}
+	for _, k := range ks {
+		if err := checkKey(k); err != nil {
+			return err
+		}
+		if !seen[string(k)] {
+			seen[string(k)] = true
+			b.keys = append(b.keys, k)
+		}
+	}
+	b.done = make([]bool, len(b.keys))
+	return nil
+}
+
+func (b *batchGet) run(ctx context.Context) error {
+	for {
+		groups, err := b.c.groups(ctx, b.log, len(b.keys),
+			func(i int) []byte { return b.keys[i] }, func(i int) bool { return b.done[i] })
+		if err != nil || len(groups) == 0 {
+			return err
+		}
+		groups = cut(groups, maxBatchGetKeys)
+		if len(groups) > 1 && b.s.consistency.level == linearizable {
+			// Nothing has been read yet: a single group is all or nothing.
+			at, err := b.c.freshTimestamp(ctx, b.s.session)
+			if err != nil {
+				return err
+			}
+			b.s.consistency = Snapshot(at)
+		}
+		log := b.log
+		if err := b.c.parallel(len(groups), func(i int) error {
+			if len(groups) > 1 {
+				log = b.log.Fork()
+			}
+			return b.ask(ctx, log, groups[i])
+		}); err != nil {
+			return err
+		}
+	}
+}
+
+// ask reads one group. A range that has changed leaves it for the next pass.
+func (b *batchGet) ask(ctx context.Context, log *retry.Log, g group) error {
+	ks := make([][]byte, len(g.members))
+	for i, m := range g.members {
+		ks[i] = b.keys[m]
+	}
+	resp, err := b.c.toRange(ctx, log, g.rt, request{
+		key: ks[0], session: b.s.session, anywhere: b.s.consistency.level == stale,
+		build: func(h *kvpb.Header) *kvpb.Request {
+			return &kvpb.Request{Body: &kvpb.Request_BatchGet{BatchGet: &kvpb.BatchGetRequest{
+				Header: h, Keys: ks, Consistency: b.s.consistency.proto(),
+			}}}
+		},
+	})
+	if errors.Is(err, errMoved) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, r := range resp.GetBatchGet().GetRows() {
+		row := toRow(r)
+		b.found[string(row.Key)] = &row
+	}
+	for _, m := range g.members {
+		b.done[m] = true
+	}
+	return nil
+}
+
+func (b *batchGet) rows(ks [][]byte) []Row {
+	out := make([]Row, 0, len(b.found))
+	for _, k := range ks {
+		if r := b.found[string(k)]; r != nil {
+			out = append(out, *r)
+		}
+	}
+	return out
+}
+
+// cut splits groups that are longer than limit.
+func cut(groups []group, limit int) []group {
+	var out []group
+	for _, g := range groups {
+		for len(g.members) > limit {
+			out = append(out, group{rt: g.rt, members: g.members[:limit]})
+			g.members = g.members[limit:]
+		}
+		out = append(out, g)
+	}
+	return out
+}
+
+// BatchWrite applies all mutations or none and returns their commit timestamp.
+// They must fall into one range, and into one log entry: 4 MiB and 10,000
+// keys. A batch over several ranges is refused; BulkWrite takes it, without
+// the promise.
+func (c *Client) BatchWrite(
+	ctx context.Context, mutations []Mutation, opts ...Option,
+) (at ts.Timestamp, err error) {
+	began := time.Now()
+	defer func() { c.metrics.done("batch write", began, err) }()
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
+	s, err := c.apply(opts, 0)
+	if err == nil {
+		err = checkBatch(mutations)
+	}
+	if err == nil {
+		at, err = c.batchWrite(ctx, mutations, s)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("client: batch write of %d mutations: %w", len(mutations), err)
+	}
+	return at, nil
+}
+
+func (c *Client) batchWrite(
+	ctx context.Context, mutations []Mutation, s settings,
+) (ts.Timestamp, error) {
+	log := retry.NewLog(c.metrics.retried)
+	wire := make([]*kvpb.Mutation, len(mutations))
+	for i, m := range mutations {
+		wire[i] = m.proto()
+	}
+	for {
+		groups, err := c.groups(ctx, log, len(mutations),
+			func(i int) []byte { return mutations[i].Key }, func(int) bool { return false })
+		if err != nil {
+			return 0, err
+		}
+		if len(groups) > 1 {
+			a, b := groups[0], groups[1]
+			return 0, errs.InvalidArgument{Field: "mutations", Reason: fmt.Sprintf(
+				"they are atomic only within one range, but %s lies in range %d and %s in range %d; "+
+					"use BulkWrite if they need not be atomic",
+				keys.Format(mutations[a.members[0]].Key), a.rt.RangeID,
+				keys.Format(mutations[b.members[0]].Key), b.rt.RangeID)}
+		}
+		resp, err := c.toRange(ctx, log, groups[0].rt, request{
+			key: mutations[0].Key, session: s.session, write: true,
+			build: func(h *kvpb.Header) *kvpb.Request {
+				return &kvpb.Request{Body: &kvpb.Request_BatchWrite{
+					BatchWrite: &kvpb.BatchWriteRequest{Header: h, Mutations: wire},
+				}}
+			},
+		})
+		if !errors.Is(err, errMoved) {
+			return ts.Timestamp(resp.GetBatchWrite().GetCommitTs()), err
+		}
+	}
+}
+
+func checkBatch(mutations []Mutation) error {
+	if len(mutations) == 0 {
+		return errs.InvalidArgument{Field: "mutations", Reason: "there are none"}
+	}
+	if len(mutations) > keys.MaxEntryKeys {
+		return errs.TooLarge{
+			What: "batch (keys)", SizeBytes: uint64(len(mutations)), Limit: keys.MaxEntryKeys,
+		}
+	}
+	total := 0
+	for _, m := range mutations {
+		if err := m.check(); err != nil {
+			return err
+		}
+		total += m.size()
+	}
+	if total > keys.MaxEntrySizeBytes {
+		return errs.TooLarge{
+			What: "batch", SizeBytes: uint64(total), Limit: keys.MaxEntrySizeBytes,
+		}
+	}
+	return nil
+}
+
+func (m Mutation) check() error {
+	if err := checkKey(m.Key); err != nil {
+		return err
+	}
+	if m.Delete {
+		return nil
+	}
+	if m.TTL < 0 || m.TTL > 0 && m.TTL < time.Millisecond {
+		return errs.InvalidArgument{Field: "ttl", Reason: "it is below a millisecond"}
+	}
+	return checkValue(m.Value)
+}
+
+// size is about what m takes in a message and in the log.
+func (m Mutation) size() int {
+	const overhead = 32
+	if m.Delete {
+		return len(m.Key) + overhead
+	}
+	return len(m.Key) + len(m.Value) + overhead
+}
+
+func (m Mutation) proto() *kvpb.Mutation {
+	if m.Delete {
+		return &kvpb.Mutation{Key: m.Key, Delete: true}
+	}
+	return &kvpb.Mutation{Key: m.Key, Value: m.Value, TtlMs: millis(m.TTL)}
+}

@@ -1,0 +1,63 @@
+package client
+
+import (
+	"errors"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ridgekv/ridge/client/internal/retry"
+)
+
+type metrics struct {
+	calls   *prometheus.HistogramVec
+	retries *prometheus.CounterVec
+}
+
+// newMetrics registers the metrics of a client on r. A second client on the
+// same Registerer shares them.
+func newMetrics(r prometheus.Registerer) (*metrics, error) {
+	m := &metrics{
+		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "ridge_client_call_seconds",
+			Help:    "Time of calls, retries included, by call and outcome (ok, error, unknown).",
+			Buckets: prometheus.ExponentialBuckets(0.0002, 4, 9),
+		}, []string{"op", "outcome"}),
+		retries: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ridge_client_retries_total",
+			Help: "Waits before another try, by cause.",
+		}, []string{"cause"}),
+	}
+	if r == nil {
+		return m, nil
+	}
+	var err error
+	if m.calls, err = register(r, m.calls); err != nil {
+		return nil, err
+	}
+	m.retries, err = register(r, m.retries)
+	return m, err
+}
+
+func register[C prometheus.Collector](r prometheus.Registerer, c C) (C, error) {
+	err := r.Register(c)
+	if e, ok := errors.AsType[prometheus.AlreadyRegisteredError](err); ok {
+		if have, ok := e.ExistingCollector.(C); ok {
+			return have, nil
+		}
+	}
+	return c, err
+}
+
+func (m *metrics) done(op string, began time.Time, err error) {
+	outcome := "ok"
+	if err != nil {
+		outcome = "error"
+		if IsUnknown(err) {
+			outcome = "unknown"
+		}
+	}
+	m.calls.WithLabelValues(op, outcome).Observe(time.Since(began).Seconds())
+}
+
+func (m *metrics) retried(k retry.Kind) { m.retries.WithLabelValues(k.String()).Inc() }

@@ -1,0 +1,405 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/ridgekv/ridge/client/internal/retry"
+	"github.com/ridgekv/ridge/client/internal/route"
+	"github.com/ridgekv/ridge/client/internal/stream"
+	"github.com/ridgekv/ridge/proto/errs"
+	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
+	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
+)
+
+// errMoved tells that a route is no longer right: the keys must be looked up
+// again. It never leaves the package.
+var errMoved = errors.New("client: the range has changed")
+
+// downFor is how long a store that could not be reached is tried last, even
+// when another store says that it leads.
+const downFor = 100 * time.Millisecond
+
+// request is what is sent to one range.
+type request struct {
+	// key lies in the range.
+	key []byte
+	// write: what was sent once is never sent again.
+	write bool
+	// anywhere: every replica may answer.
+	anywhere bool
+	session  *Session
+	// build makes the message for one try.
+	build func(*kvpb.Header) *kvpb.Request
+	// partly, if set, is told of answers that carry an error, before the next
+	// try is built: part of the request may be done.
+	partly func(*kvpb.Response)
+}
+
+// single sends q to whatever range holds its key, following splits.
+func (c *Client) single(ctx context.Context, q request) (*kvpb.Response, error) {
+	log := retry.NewLog(c.metrics.retried)
+	for {
+		rt, err := c.locate(ctx, log, q.key)
+		if err != nil {
+			return nil, err
+		}
+		resp, err := c.toRange(ctx, log, rt, q)
+		if !errors.Is(err, errMoved) {
+			return resp, err
+		}
+	}
+}
+
+// locate looks key up and books the time to PD.
+func (c *Client) locate(ctx context.Context, log *retry.Log, key []byte) (*route.Route, error) {
+	if rt := c.routes.Find(key); rt != nil {
+		return rt, nil
+	}
+	rt, err := c.routes.Locate(ctx, key)
+	if err == nil && c.pd.ClusterID() == 0 {
+		// Stores refuse those who do not know whom they speak to.
+		_, err = c.pd.Members(ctx)
+	}
+	log.Spend(retry.Cause{Kind: retry.PD, Where: "pd"})
+	if err != nil {
+		return nil, log.Final(ctx, fmt.Errorf("look up the route: %w", err))
+	}
+	return rt, nil
+}
+
+// toRange sends q to the replicas of rt until one answers it. errMoved means
+// that rt is not the range of the key any more and nothing was done.
+func (c *Client) toRange(
+	ctx context.Context, log *retry.Log, rt *route.Route, q request,
+) (*kvpb.Response, error) {
+	t := tour{c: c, log: log, rt: rt, q: q, try: c.o.TryTimeout}
+	for {
+		store := t.next()
+		if store == 0 {
+			return nil, t.noReplicas(ctx)
+		}
+		resp, err := t.attempt(ctx, store)
+		if err == nil {
+			log.Spend(retry.Cause{Kind: retry.Working, Where: storeName(store)})
+			if !q.anywhere {
+				c.routes.Led(rt, store)
+			}
+			q.session.saw(tokenOf(resp))
+			return resp, nil
+		}
+		if err = t.after(ctx, store, err); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// tour is the way of one request through the replicas of a range. A round asks
+// each of them at most once; between rounds it waits.
+type tour struct {
+	c   *Client
+	log *retry.Log
+	rt  *route.Route
+	q   request
+	// try is how long a read waits for one store; it doubles, because a read
+	// may be long instead of lost.
+	try time.Duration
+	// asked are the stores asked in this round.
+	asked []uint64
+	// down is when stores could not be reached.
+	down map[uint64]time.Time
+	// hints is how many were followed since the last wait.
+	hints int
+	// first is what the first store of this round said: it is the likeliest to
+	// lead, so the wait after the round is booked to it.
+	first    retry.Decision
+	firstErr error
+}
+
+// next picks the store to ask: the leader, else one not asked in this round;
+// 0 when there are none.
+func (t *tour) next() uint64 {
+	stores := t.rt.Stores(t.q.anywhere)
+	if t.q.anywhere {
+		rand.Shuffle(len(stores), func(i, j int) { stores[i], stores[j] = stores[j], stores[i] })
+	}
+	for _, healthy := range []bool{true, false} {
+		for _, s := range stores {
+			isDown := time.Since(t.down[s]) < downFor
+			if !slices.Contains(t.asked, s) && isDown != healthy {
+				t.asked = append(t.asked, s)
+				return s
+			}
+		}
+	}
+	return 0
+}
+
+// roundOver reports whether every store was asked.
+func (t *tour) roundOver() bool {
+	for _, s := range t.rt.Stores(t.q.anywhere) {
+		if !slices.Contains(t.asked, s) {
+			return false
+		}
+	}
+	return true
+}
+
+// attempt asks one store once.
+func (t *tour) attempt(ctx context.Context, store uint64) (*kvpb.Response, error) {
+	addr, err := t.c.routes.Address(ctx, store)
+	if err != nil {
+		return nil, transportError{cause: retry.Dialing, err: err}
+	}
+	whole := ctx
+	if !t.q.write {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, t.try)
+		defer cancel()
+	}
+	resp, err := t.c.streams.Do(ctx, store, addr, t.q.build(t.header(ctx)))
+	if err == nil {
+		err = retry.FromWire(errorOf(resp), t.rt.RangeID, t.q.write)
+		if err != nil && t.q.partly != nil {
+			t.q.partly(resp)
+		}
+		return resp, err
+	}
+	failure, _ := errors.AsType[*stream.Error](err)
+	if t.q.write && failure.Sent {
+		return nil, fmt.Errorf("%w (%w)", errs.UnknownOutcome{RangeID: t.rt.RangeID}, failure.Err)
+	}
+	cause := retry.Dialing
+	switch {
+	case errors.Is(failure.Err, stream.ErrClosed):
+		return nil, ErrClosed
+	case errors.Is(failure.Err, stream.ErrFull):
+		return nil, errs.Busy{Reason: "requests in flight to " + storeName(store)}
+	case whole.Err() == nil && ctx.Err() != nil:
+		t.try *= 2
+		cause = retry.Silent
+	case errors.Is(failure.Err, stream.ErrSilent):
+		cause = retry.Silent
+	case failure.Sent:
+		cause = retry.Broken
+	}
+	return nil, transportError{cause: cause, err: failure.Err}
+}
+
+// header addresses one try. The store gives up a little before the caller, so
+// that its last word still arrives.
+func (t *tour) header(ctx context.Context) *kvpb.Header {
+	h := &kvpb.Header{
+		RangeId: t.rt.RangeID, SpanEpoch: t.rt.Epoch,
+		Token: uint64(t.q.session.Token()), Forwarded: t.c.o.Forwarded,
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		left := time.Until(deadline)
+		left -= min(left/10, 100*time.Millisecond)
+		h.TimeoutMs = uint32(max(left.Milliseconds(), 1))
+	}
+	return h
+}
+
+// transportError is a try that got no answer and had no effect.
+type transportError struct {
+	cause retry.Kind
+	err   error
+}
+
+func (e transportError) Error() string { return e.err.Error() }
+
+func (e transportError) Unwrap() error { return e.err }
+
+// after draws the conclusions from the error of one try. It returns nil when
+// there may be another, after the wait that is due.
+func (t *tour) after(ctx context.Context, store uint64, err error) error {
+	d := t.judge(store, err)
+	switch {
+	case d.Move == retry.Stop:
+		return t.log.Final(ctx, err)
+	case ctx.Err() != nil:
+		return t.log.Wait(ctx, d.Cause, 0, err)
+	case d.Move == retry.Relocate:
+		return t.relocate(ctx, d, err)
+	case d.Move == retry.Again:
+		t.asked = nil
+		return t.log.Wait(ctx, d.Cause, d.Hint, err)
+	}
+	if t.firstErr == nil {
+		t.first, t.firstErr = d, err
+	}
+	t.c.routes.Nudge(ctx, t.rt)
+	if moved := t.reload(); moved {
+		t.log.Spend(d.Cause)
+		return errMoved
+	}
+	if d.Move == retry.Follow && t.follow(store) {
+		t.log.Spend(d.Cause)
+		return nil
+	}
+	if !t.roundOver() {
+		t.log.Spend(d.Cause)
+		return nil
+	}
+	d, err = t.first, t.firstErr
+	t.asked, t.hints, t.firstErr = nil, 0, nil
+	if err := t.log.Wait(ctx, d.Cause, d.Hint, err); err != nil {
+		return err
+	}
+	if t.reload() {
+		return errMoved
+	}
+	return nil
+}
+
+// judge maps the error of a try to a move and tells the cache.
+func (t *tour) judge(store uint64, err error) retry.Decision {
+	if e, ok := err.(transportError); ok {
+		return t.judgeTransport(store, e)
+	}
+	d := retry.Decide(err, t.rt.RangeID, store)
+	switch e := err.(type) {
+	case errs.NotLeader:
+		if e.Leader.GetStoreId() == 0 || e.Leader.GetStoreId() == store {
+			t.c.routes.DropLeader(t.rt, store)
+		} else {
+			t.c.routes.SetLeader(t.rt, store, e.Leader)
+		}
+	case errs.EpochMismatch:
+		for _, r := range e.Current {
+			t.c.routes.Learn(r, &metapb.Leader{StoreId: store})
+		}
+	case errs.KeyNotInRange:
+		t.c.routes.Learn(e.Range, nil)
+	case errs.RangeNotFound:
+		t.c.routes.DropLeader(t.rt, store)
+	}
+	return d
+}
+
+// judgeTransport handles tries without an answer.
+func (t *tour) judgeTransport(store uint64, e transportError) retry.Decision {
+	if _, ok := errors.AsType[errs.ClusterMismatch](e.err); ok {
+		return retry.Decision{Move: retry.Stop}
+	}
+	if _, ok := errors.AsType[errs.StoreMismatch](e.err); ok {
+		t.c.routes.ForgetAddress(store)
+	}
+	if t.down == nil {
+		t.down = map[uint64]time.Time{}
+	}
+	t.down[store] = time.Now()
+	t.c.routes.DropLeader(t.rt, store)
+	return retry.Decision{Move: retry.Next, Cause: retry.Cause{
+		Kind: e.cause, Where: storeName(store),
+	}}
+}
+
+// follow reports whether the cache now names a leader worth asking at once.
+func (t *tour) follow(from uint64) bool {
+	l := t.rt.Leader
+	if l == 0 || l == from || time.Since(t.down[l]) < downFor || t.hints >= 3 {
+		return false
+	}
+	t.hints++
+	t.asked = slices.DeleteFunc(t.asked, func(s uint64) bool { return s == l })
+	return true
+}
+
+// reload takes what the cache knows now; it reports whether the span changed.
+func (t *tour) reload() bool {
+	now := t.c.routes.Find(t.q.key)
+	if now == nil || now.RangeID != t.rt.RangeID || now.Epoch != t.rt.Epoch {
+		return true
+	}
+	t.rt = now
+	return false
+}
+
+// noReplicas waits for a route that says who has the range.
+func (t *tour) noReplicas(ctx context.Context) error {
+	t.c.routes.Nudge(ctx, t.rt)
+	cause := retry.Cause{Kind: retry.NoRange, Where: "range " + strconv.FormatUint(t.rt.RangeID, 10)}
+	if err := t.log.Wait(ctx, cause, 0, errs.RangeNotFound{RangeID: t.rt.RangeID}); err != nil {
+		return err
+	}
+	return errMoved
+}
+
+// relocate ends the tour of a range that has changed, or waits when nobody
+// knows better yet.
+func (t *tour) relocate(ctx context.Context, d retry.Decision, err error) error {
+	if !t.reload() {
+		// The store is behind, or we are and it does not know the new ranges.
+		t.c.routes.Nudge(ctx, t.rt)
+		t.asked = nil
+	}
+	if err := t.log.Wait(ctx, d.Cause, d.Hint, err); err != nil {
+		return err
+	}
+	return errMoved
+}
+
+func storeName(id uint64) string { return "store " + strconv.FormatUint(id, 10) }
+
+// errorOf is the error of whatever kind of response resp is.
+func errorOf(resp *kvpb.Response) *kvpb.Error {
+	switch b := resp.GetBody().(type) {
+	case *kvpb.Response_Get:
+		return b.Get.GetError()
+	case *kvpb.Response_Put:
+		return b.Put.GetError()
+	case *kvpb.Response_Delete:
+		return b.Delete.GetError()
+	case *kvpb.Response_CompareAndSwap:
+		return b.CompareAndSwap.GetError()
+	case *kvpb.Response_BatchGet:
+		return b.BatchGet.GetError()
+	case *kvpb.Response_BatchWrite:
+		return b.BatchWrite.GetError()
+	case *kvpb.Response_BulkWrite:
+		return b.BulkWrite.GetError()
+	case *kvpb.Response_DeleteRange:
+		return b.DeleteRange.GetError()
+	case *kvpb.Response_Scan:
+		return b.Scan.GetError()
+	case *kvpb.Response_Error:
+		return b.Error
+	}
+	// Of a write nobody can say what such an answer means.
+	return &kvpb.Error{
+		Class: kvpb.ErrorClass_ERROR_CLASS_UNKNOWN, Applied: kvpb.Applied_APPLIED_UNKNOWN,
+		Message: "an answer of a known kind",
+	}
+}
+
+// tokenOf is the highest timestamp that resp depends on.
+func tokenOf(resp *kvpb.Response) uint64 {
+	switch b := resp.GetBody().(type) {
+	case *kvpb.Response_Get:
+		return max(b.Get.GetToken(), b.Get.GetRow().GetCommitTs())
+	case *kvpb.Response_Put:
+		return b.Put.GetCommitTs()
+	case *kvpb.Response_Delete:
+		return b.Delete.GetCommitTs()
+	case *kvpb.Response_CompareAndSwap:
+		return max(b.CompareAndSwap.GetToken(), b.CompareAndSwap.GetCommitTs())
+	case *kvpb.Response_BatchGet:
+		return b.BatchGet.GetToken()
+	case *kvpb.Response_BatchWrite:
+		return b.BatchWrite.GetCommitTs()
+	case *kvpb.Response_BulkWrite:
+		return b.BulkWrite.GetCommitTs()
+	case *kvpb.Response_DeleteRange:
+		return b.DeleteRange.GetCommitTs()
+	case *kvpb.Response_Scan:
+		return b.Scan.GetToken()
+	}
+	return 0
+}
