@@ -36,7 +36,7 @@ func seeds(t *testing.T, n int) []uint64 {
 // store replays from the applied index it finds, and must at every start and
 // in the end be what the model says it is.
 func TestCrashAndReplay(t *testing.T) {
-	for _, seed := range seeds(t, 6) {
+	for _, seed := range seeds(t, 3) {
 		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 0))
 			r := &replay{t: t, rng: rng, world: newWorld(rng, 300)}

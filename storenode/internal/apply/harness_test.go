@@ -341,7 +341,11 @@ func newestLog(t testing.TB, dir string) (path string, size, used int64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return path, int64(len(b)), max(int64(len(bytes.TrimRight(b, "\x00")))-logHeader, 0)
+	size = int64(len(b))
+	for block := make([]byte, 1<<12); bytes.HasSuffix(b, block); {
+		b = b[:len(b)-len(block)]
+	}
+	return path, size, max(int64(len(bytes.TrimRight(b, "\x00")))-logHeader, 0)
 }
 
 func usedLog(t testing.TB, dir string) int64 {
