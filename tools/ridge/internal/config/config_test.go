@@ -176,3 +176,17 @@ func FuzzParseBytes(f *testing.F) {
 		}
 	})
 }
+
+// TestExamples: the files in deploy are accepted as they are.
+func TestExamples(t *testing.T) {
+	for name, s := range map[string]Schema{"pd.yaml": PD(), "store.yaml": Store()} {
+		path := filepath.Join("..", "..", "..", "..", "deploy", "config", name)
+		v, err := load(t, s, "", nil, "--config", path)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if v.String("tls.ca") == "" {
+			t.Errorf("%s: read nothing", name)
+		}
+	}
+}
