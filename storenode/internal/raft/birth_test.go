@@ -23,7 +23,7 @@ func threeVoters(t *testing.T, opts func(*Options)) *testCluster {
 // milliseconds by the store that led its parent, and its first lease settles
 // the parent's note.
 func TestSplitBirth(t *testing.T) {
-	c := threeVoters(t, nil)
+	c := threeVoters(t, shippedTicks)
 	lead := c.stores[1]
 	lead.put(t, 1, "a", "left")
 	lead.put(t, 1, "m", "right")

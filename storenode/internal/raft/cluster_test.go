@@ -67,6 +67,9 @@ func newTestCluster(t *testing.T, n int) *testCluster {
 	return c
 }
 
+// shippedTicks makes elections as slow as they are by default.
+func shippedTicks(o *Options) { o.Tick = 0 }
+
 // startTestCluster starts stores 1..n, with range 1 on store 1.
 func startTestCluster(t *testing.T, n int, opts func(*Options)) *testCluster {
 	t.Helper()
@@ -102,7 +105,7 @@ func (s *testStore) options() Options {
 	o := Options{
 		Dir: s.dir + "/log", ClusterID: 42, StoreID: s.id, ListenAddress: s.address,
 		Resolve: s.c.resolve, ExecShards: 2, LogShards: 1, Logger: testLogger(),
-		LogSnapshotInterval: 20 * time.Millisecond,
+		LogSnapshotInterval: 20 * time.Millisecond, Tick: 50 * time.Millisecond,
 	}
 	if s.c.opts != nil {
 		s.c.opts(&o)

@@ -11,23 +11,19 @@ import (
 	"github.com/lni/dragonboat/v4/logger"
 )
 
-// quietLoggers are Dragonboat's loggers. They speak printf to stderr, one line
-// per replica and event; what matters is logged here.
-var quietLoggers = []string{
-	"dragonboat", "raft", "rsm", "transport", "logdb", "config", "server",
-	"settings", "registry", "pebblekv", "utils", "order", "fileutil", "raftpb", "grpc", "raftdb",
-}
+// Dragonboat's loggers speak printf to stderr, one line per replica and event;
+// what matters is logged here. Like the soft settings they are set before any
+// NodeHost of the process runs: a level may not change under one.
+var _ = quietLoggers()
 
-// Levels are set before any NodeHost of this process can run: the loggers read
-// their level without a lock, so a later store in the same process must not
-// write it.
-var _ = quiet()
-
-func quiet() bool {
-	for _, name := range quietLoggers {
+func quietLoggers() struct{} {
+	for _, name := range []string{
+		"dragonboat", "raft", "rsm", "transport", "logdb", "config", "server", "settings",
+		"registry", "pebblekv", "utils", "order", "fileutil", "raftpb",
+	} {
 		logger.GetLogger(name).SetLevel(logger.CRITICAL)
 	}
-	return true
+	return struct{}{}
 }
 
 func (h *Host) openNodeHost() error {
