@@ -104,6 +104,14 @@ type EngineOptions struct {
 	BlockCacheSizeBytes int64
 	// IndexCacheSizeBytes is unused without encryption. Default: the engine's.
 	IndexCacheSizeBytes int64
+	// NumLevelZeroTables is where compaction of level 0 begins. Default 5.
+	NumLevelZeroTables int
+	// LevelSizeMultiplier is the growth from level to level. Default 10.
+	LevelSizeMultiplier int
+	// NumCompactors run compactions. Default 3, at least 2.
+	NumCompactors int
+	// Compression of tables: "snappy", "zstd" or "none". Default snappy.
+	Compression string
 	// FlushInterval is how often commits are brought to the disk. Default 1 s.
 	FlushInterval time.Duration
 }
@@ -156,6 +164,9 @@ func (o Options) engineOptions() engine.Options {
 		NumMemtables:        o.Engine.NumMemtables,
 		BlockCacheSizeBytes: o.Engine.BlockCacheSizeBytes,
 		IndexCacheSizeBytes: o.Engine.IndexCacheSizeBytes, SyncWrites: o.SyncWrites,
+		NumLevelZeroTables:  o.Engine.NumLevelZeroTables,
+		LevelSizeMultiplier: o.Engine.LevelSizeMultiplier,
+		NumCompactors:       o.Engine.NumCompactors, Compression: o.Engine.Compression,
 	}
 }
 

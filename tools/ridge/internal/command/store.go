@@ -103,5 +103,9 @@ func engineOptions(v config.Values) storenode.EngineOptions {
 		NumMemtables:        int(v.Int("storage.num_memtables")),
 		BlockCacheSizeBytes: v.Int("storage.block_cache_size"),
 		IndexCacheSizeBytes: v.Int("storage.index_cache_size"),
+		NumLevelZeroTables:  int(v.Int("storage.num_level_zero_tables")),
+		LevelSizeMultiplier: int(v.Int("storage.level_size_multiplier")),
+		NumCompactors:       int(v.Int("storage.num_compactors")),
+		Compression:         v.String("storage.compression"),
 	}
 }
