@@ -117,7 +117,14 @@ func newSampled(e *Engine) *sampled {
 }
 
 // Describe implements prometheus.Collector.
-func (s *sampled) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(s, ch) }
+func (s *sampled) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		s.visible, s.flushed, s.floor, s.stalled, s.garbage, s.pins, s.diskUsed, s.diskAvailable,
+		s.levelTables, s.levelBytes, s.levelStale, s.cacheHits, s.cacheMisses, s.cacheBytes,
+	} {
+		ch <- d
+	}
+}
 
 // Collect implements prometheus.Collector.
 func (s *sampled) Collect(ch chan<- prometheus.Metric) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
@@ -208,13 +209,13 @@ func (o Options) badger() badger.Options {
 // only when something is wrong.
 type badgerLogger struct{ log *slog.Logger }
 
-func (l badgerLogger) Errorf(f string, a ...any)   { l.log.Error("badger: " + fmt.Sprintf(f, a...)) }
-func (l badgerLogger) Warningf(f string, a ...any) { l.log.Warn("badger: " + fmt.Sprintf(f, a...)) }
-func (l badgerLogger) Infof(f string, a ...any)    { l.debug(f, a) }
-func (l badgerLogger) Debugf(f string, a ...any)   { l.debug(f, a) }
+func (l badgerLogger) Errorf(f string, a ...any)   { l.line(slog.LevelError, f, a) }
+func (l badgerLogger) Warningf(f string, a ...any) { l.line(slog.LevelWarn, f, a) }
+func (l badgerLogger) Infof(f string, a ...any)    { l.line(slog.LevelDebug, f, a) }
+func (l badgerLogger) Debugf(f string, a ...any)   { l.line(slog.LevelDebug, f, a) }
 
-func (l badgerLogger) debug(f string, a []any) {
-	if l.log.Enabled(context.Background(), slog.LevelDebug) {
-		l.log.Debug("badger: " + fmt.Sprintf(f, a...))
+func (l badgerLogger) line(level slog.Level, f string, a []any) {
+	if ctx := context.Background(); l.log.Enabled(ctx, level) {
+		l.log.Log(ctx, level, "badger: "+strings.TrimSpace(fmt.Sprintf(f, a...)))
 	}
 }
