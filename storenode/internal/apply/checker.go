@@ -53,7 +53,7 @@ type checkJob struct {
 // NewChecker returns a Checker. It computes nothing before Run.
 func NewChecker(e *engine.Engine, l *slog.Logger) *Checker {
 	if l == nil {
-		l = slog.Default()
+		l = slog.New(slog.DiscardHandler)
 	}
 	c := &Checker{engine: e, log: l, queue: make(chan checkJob, checkerQueue)}
 	c.mu.last = make(map[uint64]Check)

@@ -21,7 +21,7 @@ type Deps struct {
 	Catalog *catalog.Catalog
 	// StoreID tells which replica of a split's child is this store's.
 	StoreID uint64
-	// Logger. Default: slog.Default().
+	// Logger. Default: none.
 	Logger *slog.Logger
 	// ConfigIndex is the config-change index of the range exactly as of the
 	// entry being applied. It is unknown while NodeHost closes or when it does
@@ -64,7 +64,7 @@ var _ sm.IOnDiskStateMachine = (*Machine)(nil)
 // New returns the machine of one replica.
 func New(d Deps, rangeID, replicaID uint64) *Machine {
 	if d.Logger == nil {
-		d.Logger = slog.Default()
+		d.Logger = slog.New(slog.DiscardHandler)
 	}
 	return &Machine{
 		deps: d, rangeID: rangeID, replicaID: replicaID,

@@ -143,7 +143,8 @@ func (m *Machine) RecoverFromSnapshot(r io.Reader, stop <-chan struct{}) error {
 		}
 	case logpb.ReplicaState_REPLICA_STATE_JOINING:
 	default:
-		return m.spoil(rep, header.GetAppliedIndex(), errors.New("image for a replica that must not go on"))
+		return m.spoil(rep, header.GetAppliedIndex(),
+			errors.New("image for a replica that must not go on"))
 	}
 	slice, err := m.receive(in, header, stop)
 	switch {

@@ -8,6 +8,7 @@ package catalog
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -132,25 +133,33 @@ func (c *Catalog) Update(rangeID uint64, s *State, a Applied) {
 // Publish is Update for several ranges of one commit: lookups see all or none
 // of them. Reservations of the ranges end with it.
 func (c *Catalog) Publish(changes ...Change) {
-	reindex, added := false, []*Replica(nil)
 	idx := c.index.Load()
 	for _, ch := range changes {
-		r, ok := idx.replica(ch.RangeID)
-		if !ok {
-			added = append(added, newReplica(ch.RangeID, ch.State, ch.Applied))
-			continue
+		if r, ok := idx.replica(ch.RangeID); !ok || !sameEntry(r.State(), ch.State) {
+			c.reindex(changes)
+			return
 		}
-		reindex = reindex || !sameEntry(r.State(), ch.State)
+	}
+	for _, ch := range changes {
+		r, _ := idx.replica(ch.RangeID)
 		r.publish(ch.State, ch.Applied)
 	}
-	if !reindex && len(added) == 0 {
-		return
-	}
+}
+
+// reindex publishes changes that make another index. It does all of that under
+// the lock, so that no index is made of a parent without its child.
+func (c *Catalog) reindex(changes []Change) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	all := append(added, c.index.Load().byID...)
-	for _, r := range added {
-		delete(c.mu.reserved, r.rangeID)
+	idx := c.index.Load()
+	all := slices.Clone(idx.byID)
+	for _, ch := range changes {
+		if r, ok := idx.replica(ch.RangeID); ok {
+			r.publish(ch.State, ch.Applied)
+			continue
+		}
+		all = append(all, newReplica(ch.RangeID, ch.State, ch.Applied))
+		delete(c.mu.reserved, ch.RangeID)
 	}
 	c.index.Store(newIndex(all))
 }
