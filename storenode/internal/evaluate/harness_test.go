@@ -248,13 +248,16 @@ func (s *testStore) start() {
 	s.c.mu.Lock()
 	s.watchers = nil
 	s.c.mu.Unlock()
-	s.ev = newEvaluator(Deps{
+	ev := newEvaluator(Deps{
 		Host: s, Catalog: s.catalog, Engine: s.engine, Clock: s.clock, StoreID: s.id,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr,
 			&slog.HandlerOptions{Level: level})).With("store", s.id),
 		DiskFull: func(uint64) (uint64, bool) { return s.id, s.full },
 		Limits:   s.limits,
 	}, fastTiming())
+	s.c.mu.Lock()
+	s.ev = ev
+	s.c.mu.Unlock()
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel, s.done = cancel, make(chan error, 1)
 	s.c.wg.Go(func() { s.done <- s.ev.Run(ctx) })
