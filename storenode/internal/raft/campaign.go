@@ -107,9 +107,8 @@ type deaths struct {
 		sync.Mutex
 		silent map[uint64]struct{}
 	}
-	// Only the campaign loop uses these.
+	// Only the campaign loop uses ranges.
 	ranges map[uint64]*death
-	rescan time.Time
 }
 
 type death struct {

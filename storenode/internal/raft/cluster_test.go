@@ -349,15 +349,17 @@ func (s *testStore) applied(t *testing.T, rangeID uint64) catalog.Applied {
 func (s *testStore) acquire(t *testing.T, rangeID uint64) {
 	t.Helper()
 	eventually(t, "lease", func() error {
-		st := s.state(t, rangeID)
-		o := s.propose(t, rangeID, apply.EncodeMessage(
-			apply.Header{Kind: apply.KindAcquireLease, SpanEpoch: st.SpanEpoch()},
-			&logpb.AcquireLease{
-				HolderReplicaId: st.ReplicaID(), HolderStoreId: s.id, Nonce: s.id,
-				ExpectedTenure: st.Tenure(),
-			}))
-		return applied(o)
+		return applied(s.propose(t, rangeID, acquireEntry(s.state(t, rangeID), s.id)))
 	})
+}
+
+func acquireEntry(st *catalog.State, storeID uint64) []byte {
+	return apply.EncodeMessage(
+		apply.Header{Kind: apply.KindAcquireLease, SpanEpoch: st.SpanEpoch()},
+		&logpb.AcquireLease{
+			HolderReplicaId: st.ReplicaID(), HolderStoreId: storeID, Nonce: storeID,
+			ExpectedTenure: st.Tenure(),
+		})
 }
 
 // put writes a key as the next entry of the tenure in force.
@@ -368,7 +370,10 @@ func (s *testStore) put(t *testing.T, rangeID uint64, key, value string) {
 
 func (s *testStore) entry(t *testing.T, rangeID uint64, key, value string) []byte {
 	t.Helper()
-	st, a := s.state(t, rangeID), s.applied(t, rangeID)
+	return writeEntry(s.state(t, rangeID), s.applied(t, rangeID), key, value)
+}
+
+func writeEntry(st *catalog.State, a catalog.Applied, key, value string) []byte {
 	return apply.EncodeWrite(
 		apply.Header{
 			Kind: apply.KindWrite, Tenure: st.Tenure(), Number: a.Number + 1,
@@ -381,17 +386,23 @@ func (s *testStore) entry(t *testing.T, rangeID uint64, key, value string) []byt
 // split proposes a split whose child's replica ids are those of their stores.
 func (s *testStore) split(t *testing.T, rangeID, childID uint64, key string, stores ...uint64) {
 	t.Helper()
-	st, a := s.state(t, rangeID), s.applied(t, rangeID)
-	o := s.propose(t, rangeID, apply.EncodeMessage(
+	must(t, applied(s.propose(t, rangeID, splitEntry(s.state(t, rangeID), s.applied(t, rangeID),
+		childID, key, s.config(t, rangeID), stores...))))
+}
+
+func splitEntry(
+	st *catalog.State, a catalog.Applied, childID uint64, key string, config uint64,
+	stores ...uint64,
+) []byte {
+	return apply.EncodeMessage(
 		apply.Header{
 			Kind: apply.KindSplit, Tenure: st.Tenure(), Number: a.Number + 1,
 			SpanEpoch: st.SpanEpoch(),
 		},
 		&logpb.Split{
 			SplitKey: []byte(key), ChildRangeId: childID, ChildReplicas: voters(stores...),
-			ExpectedConfig: s.config(t, rangeID), MaxReadTs: uint64(a.MaxCommitTS),
-		}))
-	must(t, applied(o))
+			ExpectedConfig: config, MaxReadTs: uint64(a.MaxCommitTS),
+		})
 }
 
 // get reads a key from the store's engine.

@@ -12,8 +12,10 @@ import (
 
 func TestOptionsReportEveryFault(t *testing.T) {
 	err := Options{ElectionTicks: 4, HeartbeatTicks: 2}.Validate()
-	for _, want := range []string{"directory", "cluster id", "store id", "listen", "resolve",
-		"election ticks"} {
+	for _, want := range []string{
+		"directory", "cluster id", "store id", "listen", "resolve",
+		"election ticks",
+	} {
 		if err == nil || !containsText(err.Error(), want) {
 			t.Errorf("%q is missing from: %v", want, err)
 		}

@@ -25,8 +25,8 @@ const (
 // sent entries and not an image.
 type logCut struct {
 	mu sync.Mutex
-	// last and previous are the indexes of the newest two log snapshots.
-	last, previous uint64
+	// last is the index of the newest log snapshot.
+	last uint64
 	// bytes is the replica's WrittenBytes at the last one.
 	bytes uint64
 	at    time.Time
@@ -97,7 +97,7 @@ func (c *logCut) option() dragonboat.SnapshotOption {
 func (c *logCut) done(index, bytes uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.previous, c.last, c.bytes, c.at = c.last, index, bytes, time.Now()
+	c.last, c.bytes, c.at = index, bytes, time.Now()
 }
 
 // cutLogs asks for log snapshots: the store decides when, because Dragonboat's
@@ -152,7 +152,11 @@ func (h *Host) dueForCut(cr *catalog.Replica, now time.Time) (*replica, bool) {
 	return r, r.cut.due(h.opts, applied.Index, cr.WrittenBytes(), now)
 }
 
-// cutLog takes one log snapshot and waits for it.
+// cutLog takes one log snapshot and waits for it. A split that is applied
+// between the look at its children and the record leaves a record past the
+// split. The entries stay (the cut lies a record further back) and are served
+// until this store restarts; only a restart before the birth would turn a
+// member that lags behind the split into one that needs an image.
 func (h *Host) cutLog(r *replica, cr *catalog.Replica) {
 	r.cut.busy.Lock()
 	defer r.cut.busy.Unlock()

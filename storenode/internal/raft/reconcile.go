@@ -19,7 +19,7 @@ const (
 	reconcileInterval = time.Second
 	// removeTimeout bounds the wait for a replica to be unloaded.
 	removeTimeout = 10 * time.Second
-	// handOverTimeout bounds the wait of a poisoned leader for a successor.
+	// handOverTimeout bounds the wait of a leader for a successor.
 	handOverTimeout = 3 * time.Second
 )
 
@@ -90,6 +90,9 @@ func (h *Host) settle(ctx context.Context, cr *catalog.Replica) error {
 		return h.stop(running)
 	}
 	if runs {
+		if s.Halted() != "" {
+			h.handOver(ctx, running)
+		}
 		return nil
 	}
 	err := h.start(ctx, cr)
@@ -207,8 +210,9 @@ func (h *Host) remove(ctx context.Context, s *catalog.State) error {
 	return nil
 }
 
-// handOver gives leadership away before a poisoned replica stops. It is a
-// kindness: without it the others wait for an election.
+// handOver gives away the leadership of a replica that will answer nothing any
+// more. Before a stop it is a kindness: without it the others wait for an
+// election.
 func (h *Host) handOver(ctx context.Context, r *replica) {
 	if !r.leading().Self {
 		return
@@ -216,8 +220,10 @@ func (h *Host) handOver(ctx context.Context, r *replica) {
 	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)
 	defer cancel()
 	for _, m := range r.members.Load().list() {
-		if m.GetReplicaId() != r.replicaID && m.GetRole() == metapb.Role_ROLE_VOTER {
-			_ = h.TransferLeader(ctx, r.rangeID, m.GetReplicaId())
+		if m.GetReplicaId() == r.replicaID || m.GetRole() != metapb.Role_ROLE_VOTER {
+			continue
+		}
+		if err := h.TransferLeader(ctx, r.rangeID, m.GetReplicaId()); err == nil {
 			return
 		}
 	}
