@@ -13,15 +13,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestConformance(t *testing.T) {
 	enginetest.Run(t, func(t testing.TB) enginetest.Engine {
-		e, err := engine.Open(engine.Options{Dir: t.TempDir()})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := e.Close(); err != nil {
-				t.Error(err)
-			}
-		})
-		return enginetest.Of(e)
+		return enginetest.Of(open(t, engine.Options{Dir: t.TempDir()}))
+	})
+}
+
+// The same with tables so small that rows come from all levels.
+func TestConformanceOfSmallTables(t *testing.T) {
+	enginetest.Run(t, func(t testing.TB) enginetest.Engine {
+		return enginetest.Of(open(t, engine.SmallTables(engine.Options{Dir: t.TempDir()})))
 	})
 }

@@ -161,9 +161,11 @@ func (e *Engine) loadRecords() error {
 
 // Run does the work in the background: flushing, collecting, disk watch. It
 // returns nil when ctx ends, or the first error after which the process must
-// not go on.
+// not go on. With ErrDiskFull and ErrCorrupt commits still work, so that the
+// process can stop in good order.
 func (e *Engine) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan error, 1)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
@@ -172,13 +174,18 @@ func (e *Engine) Run(ctx context.Context) error {
 	} {
 		wg.Go(func() {
 			if err := work(ctx); err != nil && ctx.Err() == nil {
-				e.fail(err)
+				select {
+				case ended <- err:
+				default: // The first one is enough.
+				}
 			}
 		})
 	}
 	select {
 	case <-ctx.Done():
 		return nil
+	case err := <-ended:
+		return err
 	case <-e.broken:
 		return e.failure()
 	}

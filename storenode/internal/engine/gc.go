@@ -220,6 +220,10 @@ func (e *Engine) collectHistory(ctx context.Context) error {
 // bottomPopulated: on an empty bottom level a compaction inside L0 may drop a
 // delete mark and leave the row that it covers.
 func (e *Engine) bottomPopulated() bool {
+	if e.enter() != nil {
+		return false
+	}
+	defer e.leave()
 	levels := e.db.Levels()
 	return levels[len(levels)-1].NumTables > 0
 }

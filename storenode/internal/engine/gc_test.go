@@ -198,6 +198,9 @@ func TestPinKeepsHistory(t *testing.T) {
 			t.Errorf("scan of an expired view: %v", err)
 		}
 	}
+	if _, _, err := v.Get(20, []byte("k")); !errors.Is(err, engine.ErrExpired) {
+		t.Errorf("get of an expired view: %v", err)
+	}
 	if _, _, err := v.GetAt(20, []byte("k"), 100); !errors.Is(err, engine.ErrExpired) {
 		t.Errorf("read of an expired view: %v", err)
 	}

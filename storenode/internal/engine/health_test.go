@@ -15,7 +15,7 @@ import (
 
 // A file beside the data uses up the capacity.
 func TestDiskStates(t *testing.T) {
-	const capacity = 256 << 20
+	const capacity = 64 << 20
 	extra := t.TempDir()
 	o := engine.SmallTables(engine.Options{
 		Dir: t.TempDir(), CapacityBytes: capacity, CapacityDirs: []string{extra},

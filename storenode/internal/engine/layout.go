@@ -117,6 +117,19 @@ func decodeRow(b []byte) (Row, error) {
 	return r, nil
 }
 
+// CheckImageRow tells whether a row that comes from another store is one that
+// this engine can read.
+func CheckImageRow(encodedRow []byte, deleteMark bool) error {
+	r, err := decodeRow(encodedRow)
+	if err == nil && r.Deleted != deleteMark {
+		err = fmt.Errorf("%w: delete mark %t, but flags say %t", errCorruptRow, deleteMark, r.Deleted)
+	}
+	if err != nil {
+		return fmt.Errorf("engine: image row: %w", err)
+	}
+	return nil
+}
+
 // rowCommitTS reads only the timestamp of an encoded row.
 func rowCommitTS(b []byte) (ts.Timestamp, error) {
 	if len(b) < rowHeaderBytes || b[0] != rowVersion {

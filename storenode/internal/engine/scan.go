@@ -139,6 +139,9 @@ func (s *scanner) readChunk() error {
 		return err
 	}
 	defer s.v.e.leave()
+	if err := s.o.Context.Err(); err != nil {
+		return fmt.Errorf("engine: scan: %w", err)
+	}
 	s.rows, s.sizeBytes, s.items = make([]KeyRow, 0, s.chunkRows), 0, 0
 	s.block = nil
 	s.deadline = time.Now().Add(chunkTime)
@@ -319,8 +322,8 @@ func (s *scanner) take(rawKey []byte, row Row) {
 
 // copy puts b into a block that the rows of a chunk share.
 func (s *scanner) copy(b []byte) []byte {
-	const blockBytes = 16 << 10
 	if len(b) > cap(s.block)-len(s.block) {
+		blockBytes := min(16<<10, max(512, s.chunkRows*128))
 		if len(b) > blockBytes/4 {
 			return append(make([]byte, 0, len(b)), b...)
 		}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/ridgekv/ridge/proto/ts"
@@ -55,6 +56,9 @@ func (v View) Get(x Extent, key []byte) (row Row, ok bool, err error) {
 		return Row{}, false, err
 	}
 	defer v.e.leave()
+	if uint64(v.seq) < v.e.pins.expired.Load() {
+		return Row{}, false, ErrExpired
+	}
 	buf := keyBuffers.Get().(*[]byte)
 	defer keyBuffers.Put(buf)
 	*buf = appendExtentKey((*buf)[:0], kindData, x, key)
@@ -167,6 +171,8 @@ type pinSet struct {
 		// is not above any seq in refs.
 		discard Seq
 	}
+	// expired is discard, for point reads, which hold nothing.
+	expired atomic.Uint64
 }
 
 func (p *pinSet) init() { p.mu.refs = make(map[Seq]int) }
@@ -200,6 +206,7 @@ func (p *pinSet) advance(to Seq, set func(Seq)) {
 	}
 	if to > p.mu.discard {
 		p.mu.discard = to
+		p.expired.Store(uint64(to))
 		set(to)
 	}
 }

@@ -60,6 +60,18 @@ func (s *subject) commit(f func(w *engine.WriteSet)) {
 	s.must(s.Commit(&w))
 }
 
+// many calls f n times and commits now and then.
+func (s *subject) many(n int, f func(w *engine.WriteSet, i int)) {
+	s.Helper()
+	w := new(engine.WriteSet)
+	for i := range n {
+		if f(w, i); i%20 == 19 || i == n-1 {
+			s.must(s.Commit(w))
+			w = new(engine.WriteSet)
+		}
+	}
+}
+
 func (s *subject) put(key, value string, at ts.Timestamp) {
 	s.Helper()
 	s.commit(func(w *engine.WriteSet) {
@@ -246,17 +258,15 @@ func scans(t *testing.T, s *subject) {
 }
 
 func scansOfSlices(t *testing.T, s *subject) {
-	s.commit(func(w *engine.WriteSet) {
-		for i := range 300 {
-			x := extent + engine.Extent(i/100)
-			// Every extent holds every key; the slices say which count.
-			for _, y := range []engine.Extent{extent, extent + 1, extent + 2} {
-				value := []byte("hidden")
-				if x == y {
-					value = []byte("shown")
-				}
-				w.Put(y, fmt.Appendf(nil, "%03d", i), engine.Row{CommitTS: 1, Value: value})
+	s.many(300, func(w *engine.WriteSet, i int) {
+		x := extent + engine.Extent(i/100)
+		// Every extent holds every key; the slices say which count.
+		for _, y := range []engine.Extent{extent, extent + 1, extent + 2} {
+			value := []byte("hidden")
+			if x == y {
+				value = []byte("shown")
 			}
+			w.Put(y, fmt.Appendf(nil, "%03d", i), engine.Row{CommitTS: 1, Value: value})
 		}
 	})
 	list := []engine.Slice{
@@ -419,12 +429,10 @@ func measure(t *testing.T, s *subject) {
 	if m, err := s.Measure(ctx, list); err != nil || m.Keys != 1 || m.Middle != nil {
 		t.Errorf("one key: %+v %v", m, err)
 	}
-	s.commit(func(w *engine.WriteSet) {
-		for i := range 5000 {
-			w.Put(extent, fmt.Appendf(nil, "k%04d", i), engine.Row{CommitTS: 2, Value: make([]byte, 90)})
-		}
-		w.Put(extent, []byte("a"), engine.Row{CommitTS: 2})
+	s.many(5000, func(w *engine.WriteSet, i int) {
+		w.Put(extent, fmt.Appendf(nil, "k%04d", i), engine.Row{CommitTS: 2, Value: make([]byte, 90)})
 	})
+	s.put("a", "", 2)
 	m, err := s.Measure(ctx, list)
 	if err != nil || m.Keys != 5001 || m.SizeBytes < 5000*95 || m.SizeBytes > 5000*120 {
 		t.Fatalf("%+v %v", m, err)
