@@ -37,6 +37,8 @@ type testCluster struct {
 	opts   func(*Options)
 	mu     sync.Mutex
 	addrs  map[uint64]string
+	// hosts are those that run, for the hooks.
+	hosts map[uint64]*Host
 }
 
 // testStore is one store. host, engine and catalog are nil while it is down.
@@ -58,7 +60,10 @@ type testStore struct {
 // newTestCluster makes stores 1..n without starting them.
 func newTestCluster(t *testing.T, n int) *testCluster {
 	t.Helper()
-	c := &testCluster{stores: make(map[uint64]*testStore), addrs: make(map[uint64]string)}
+	c := &testCluster{
+		stores: make(map[uint64]*testStore), addrs: make(map[uint64]string),
+		hosts: make(map[uint64]*Host),
+	}
 	for id := uint64(1); id <= uint64(n); id++ {
 		s := &testStore{c: c, id: id, dir: t.TempDir(), address: freeAddress(t)}
 		c.addrs[id] = s.address
@@ -157,12 +162,15 @@ func (s *testStore) start(t *testing.T) {
 	}
 	h.Births(func(rangeID uint64, members []*metapb.Replica) {
 		s.births.Store(rangeID, members)
-		for id, other := range s.c.stores {
-			if id != s.id && other.host != nil {
-				other.host.ChildStarted(rangeID, s.id)
-			}
+		s.c.mu.Lock()
+		defer s.c.mu.Unlock()
+		for _, other := range s.c.hosts {
+			other.ChildStarted(rangeID, s.id)
 		}
 	})
+	s.c.mu.Lock()
+	s.c.hosts[s.id] = h
+	s.c.mu.Unlock()
 	ctx, cancel := context.WithCancel(context.Background())
 	s.host, s.cancel, s.done = h, cancel, make(chan error, 1)
 	done := s.done
@@ -188,6 +196,9 @@ func (s *testStore) stopHost(t *testing.T) {
 	if s.host == nil {
 		return
 	}
+	s.c.mu.Lock()
+	delete(s.c.hosts, s.id)
+	s.c.mu.Unlock()
 	s.cancel()
 	if err := <-s.done; err != nil {
 		t.Errorf("store %d: %v", s.id, err)
