@@ -19,8 +19,8 @@ const (
 	reconcileInterval = time.Second
 	// removeTimeout bounds the wait for a replica to be unloaded.
 	removeTimeout = 10 * time.Second
-	// handOverTimeout bounds the wait of a leader for a successor.
-	handOverTimeout = 3 * time.Second
+	// handOverTimeout bounds the wait for one successor.
+	handOverTimeout = 2 * time.Second
 )
 
 // reconcile makes what runs here what the catalog says. It is the only one who
@@ -83,15 +83,14 @@ func (h *Host) settle(ctx context.Context, cr *catalog.Replica) error {
 	case logpb.ReplicaState_REPLICA_STATE_REMOVED:
 		return h.remove(ctx, s)
 	case logpb.ReplicaState_REPLICA_STATE_POISONED:
-		if !runs {
+		if !runs || !h.handedOver(running) {
 			return nil
 		}
-		h.handOver(ctx, running)
 		return h.stop(running)
 	}
 	if runs {
 		if s.Halted() != "" {
-			h.handOver(ctx, running)
+			h.handedOver(running)
 		}
 		return nil
 	}
@@ -210,23 +209,35 @@ func (h *Host) remove(ctx context.Context, s *catalog.State) error {
 	return nil
 }
 
-// handOver gives away the leadership of a replica that will answer nothing any
-// more. Before a stop it is a kindness: without it the others wait for an
-// election.
-func (h *Host) handOver(ctx context.Context, r *replica) {
-	if !r.leading().Self {
-		return
+// handedOver sees to it that a replica which will answer nothing any more does
+// not lead. It reports true when it does not, or when nobody took over in time:
+// before a stop this is a kindness, without it the others wait for an election.
+// The reconciler does not wait for it: the bell rings when it has ended.
+func (h *Host) handedOver(r *replica) bool {
+	if !r.leading().Self || r.handOverEnded.Load() {
+		r.handOverEnded.Store(false)
+		r.handingOver.Store(false)
+		return true
 	}
-	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)
-	defer cancel()
-	for _, m := range r.members.Load().list() {
-		if m.GetReplicaId() == r.replicaID || m.GetRole() != metapb.Role_ROLE_VOTER {
-			continue
-		}
-		if err := h.TransferLeader(ctx, r.rangeID, m.GetReplicaId()); err == nil {
-			return
-		}
+	if !r.handingOver.CompareAndSwap(false, true) {
+		return false
 	}
+	begun := h.future(func() {
+		for _, m := range r.members.Load().list() {
+			if m.GetReplicaId() == r.replicaID || m.GetRole() != metapb.Role_ROLE_VOTER {
+				continue
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), handOverTimeout)
+			err := h.TransferLeader(ctx, r.rangeID, m.GetReplicaId())
+			cancel()
+			if err == nil || h.closing.Load() {
+				break
+			}
+		}
+		r.handOverEnded.Store(true) // handingOver stays: one at a time
+		h.catalog.Ring()
+	})
+	return !begun
 }
 
 // nextPass is closed when the pass of the reconciler that runs, or the next

@@ -19,6 +19,8 @@ type replica struct {
 	cut       logCut
 	// started is set when Dragonboat has taken the replica.
 	started atomic.Bool
+	// handingOver and handOverEnded: leadership was offered to the others once.
+	handingOver, handOverEnded atomic.Bool
 
 	mu struct {
 		sync.Mutex
