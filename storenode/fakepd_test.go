@@ -231,3 +231,9 @@ func (p *fakePD) allLed() bool {
 	}
 	return true
 }
+
+func (p *fakePD) setGone() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.mu.gone = true
+}

@@ -156,7 +156,10 @@ func (n *node) join(ctx context.Context) error {
 				"store", n.ident.GetStoreId(), "error", err)
 			return nil
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		return n.sameIds(n.welcome)
 	}
 	n.welcome, err = agent.Register(ctx, n.pd, n.registration())
 	if err != nil {
@@ -172,6 +175,16 @@ func (n *node) join(ctx context.Context) error {
 		return err
 	}
 	return n.engine.Flush(ctx)
+}
+
+// sameIds refuses a PD that takes this store for another one.
+func (n *node) sameIds(w *pdpb.RegisterStoreResponse) error {
+	if w.GetClusterId() == n.ident.GetClusterId() && w.GetStoreId() == n.ident.GetStoreId() {
+		return nil
+	}
+	return fmt.Errorf("%w: it is store %d of cluster %d, PD speaks of store %d of cluster %d: "+
+		"correct the PD addresses", ErrDirectory, n.ident.GetStoreId(), n.ident.GetClusterId(),
+		w.GetStoreId(), w.GetClusterId())
 }
 
 // self is this store as PD shall know it.
@@ -276,6 +289,9 @@ func (n *node) startEvaluation(ctx context.Context) error {
 				if ctx.Err() != nil {
 					return nil
 				}
+				return err
+			}
+			if err := n.sameIds(welcome); err != nil {
 				return err
 			}
 			n.o.Logger.Info("PD is back", "store", n.ident.GetStoreId())

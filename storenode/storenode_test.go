@@ -1,12 +1,18 @@
 package storenode_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
+	"github.com/ridgekv/ridge/storenode"
 )
 
 // One store: bootstrap, puts and gets, a restart that keeps them, and a restart
@@ -169,4 +175,82 @@ func splitAt(t *testing.T, pd *fakePD, rangeID uint64, key string) {
 		}
 		return pd.ranges() == before+1 && pd.allLed()
 	})
+}
+
+// A directory that is not whole, or not of this cluster, is refused.
+func TestRefusedDirectories(t *testing.T) {
+	pd := startFakePD(t)
+	o := storeOptions(t, t.TempDir(), pd.address)
+	s := startStore(t, o)
+	s.waitReady()
+	s.mustPut("k", "v")
+	if err := s.stop(); err != nil {
+		t.Fatal(err)
+	}
+	engineDir, logDir := filepath.Join(o.Dir, "engine"), filepath.Join(o.Dir, "log")
+	aside := filepath.Join(o.Dir, "aside")
+	for _, c := range []struct{ missing, want string }{
+		{logDir, "bring the log directory back"},
+		{engineDir, "bring the engine directory back"},
+	} {
+		if err := os.Rename(c.missing, aside); err != nil {
+			t.Fatal(err)
+		}
+		err := runRefused(t, o)
+		if !errors.Is(err, storenode.ErrDirectory) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("without %s: %v", c.missing, err)
+		}
+		if err := os.RemoveAll(c.missing); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(aside, c.missing); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shards := o
+	shards.LogShards = 2
+	if err := runRefused(t, shards); !errors.Is(err, storenode.ErrDirectory) {
+		t.Errorf("with other log shards: %v", err)
+	}
+	other := startFakePD(t)
+	other.clusterID = 78
+	elsewhere := o
+	elsewhere.PD = []string{other.address}
+	if err := runRefused(t, elsewhere); err == nil {
+		t.Error("started in another cluster")
+	}
+	s = startStore(t, o)
+	s.waitReady()
+	s.mustGet("k", "v")
+}
+
+// runRefused runs a store that must not start and returns why.
+func runRefused(t *testing.T, o storenode.Options) error {
+	t.Helper()
+	s, err := storenode.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	err = s.Run(ctx)
+	if err == nil {
+		t.Error("the store started")
+	}
+	return err
+}
+
+// PD removed this store for ever: it stops, and says so.
+func TestGoneStoreStops(t *testing.T) {
+	pd := startFakePD(t)
+	o := storeOptions(t, t.TempDir(), pd.address)
+	s := startStore(t, o)
+	s.waitReady()
+	if err := s.stop(); err != nil {
+		t.Fatal(err)
+	}
+	pd.setGone()
+	if err := runRefused(t, o); err == nil || !strings.Contains(err.Error(), "refuses") {
+		t.Errorf("got %v", err)
+	}
 }
