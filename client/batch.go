@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -86,7 +87,18 @@ func (c *Client) parallel(n int, f func(i int) error) error {
 		})
 	}
 	wg.Wait()
-	return errors.Join(faults...)
+	return join(faults)
+}
+
+// join joins errors. If one of them is an unknown outcome, it is the only one
+// whose type remains: a class of "not applied" must not hide it.
+func join(faults []error) error {
+	i := slices.IndexFunc(faults, IsUnknown)
+	if i < 0 || len(faults) == 1 {
+		return errors.Join(faults...)
+	}
+	others := slices.Delete(slices.Clone(faults), i, i+1)
+	return fmt.Errorf("%w; also: %v", faults[i], errors.Join(others...))
 }
 
 // BatchGet returns the rows that exist, in the order of ks. Keys of one range
@@ -154,10 +166,10 @@ func (b *batchGet) run(ctx context.Context) error {
 			}
 			b.s.consistency = Snapshot(at)
 		}
-		log := b.log
 		if err := b.c.parallel(len(groups), func(i int) error {
+			log := b.log
 			if len(groups) > 1 {
-				log = b.log.Fork()
+				log = log.Fork()
 			}
 			return b.ask(ctx, log, groups[i])
 		}); err != nil {

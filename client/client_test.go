@@ -238,9 +238,9 @@ func TestNothingNewIsSentToASilentStore(t *testing.T) {
 	}
 	ctx, cancel = context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	_, err := c.Put(ctx, []byte("k"), []byte("2"))
-	if err == nil || client.IsUnknown(err) {
-		t.Fatalf("got %v", err)
+	// It may end as unknown, if time is up while a follower is asked.
+	if _, err := c.Put(ctx, []byte("k"), []byte("2")); err == nil {
+		t.Fatal("it was written")
 	}
 	if n := cluster.Store(1).Arrivals("put"); n != 2 {
 		t.Errorf("%d puts arrived, want the first and the unknown one", n)

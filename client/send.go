@@ -172,7 +172,7 @@ func (t *tour) attempt(ctx context.Context, store uint64) (*kvpb.Response, error
 	}
 	failure, _ := errors.AsType[*stream.Error](err)
 	if t.q.write && failure.Sent {
-		return nil, fmt.Errorf("%w (%w)", errs.UnknownOutcome{RangeID: t.rt.RangeID}, failure.Err)
+		return nil, unknownOutcome(whole, t.rt.RangeID, failure.Err)
 	}
 	cause := retry.Dialing
 	switch {
@@ -189,6 +189,16 @@ func (t *tour) attempt(ctx context.Context, store uint64) (*kvpb.Response, error
 		cause = retry.Broken
 	}
 	return nil, transportError{cause: cause, err: failure.Err}
+}
+
+// unknownOutcome is a write that nobody answered. No typed error but its own
+// may be found in it, or its class would be in doubt.
+func unknownOutcome(ctx context.Context, rangeID uint64, cause error) error {
+	unknown := errs.UnknownOutcome{RangeID: rangeID}
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w (%w)", unknown, ctx.Err())
+	}
+	return fmt.Errorf("%w (%v)", unknown, cause)
 }
 
 // header addresses one try. The store gives up a little before the caller, so

@@ -19,6 +19,9 @@ import (
 type Script struct {
 	// Answer, if set, is sent instead of evaluating.
 	Answer *kvpb.Error
+	// AppliedCount goes with the Answer to a BulkWrite: that many leading
+	// mutations are said to be applied.
+	AppliedCount uint64
 	// BreakBefore ends the stream without evaluating, BreakAfter after it.
 	BreakBefore, BreakAfter bool
 	// Drop evaluates and never answers; DropBefore does not evaluate either.
@@ -128,7 +131,8 @@ func (s *Store) Stream(
 	defer cancel()
 	var sendMu sync.Mutex
 	requests := make(chan *kvpb.StreamRequest)
-	wg.Go(func() {
+	// It ends when this handler has returned, so nobody waits for it.
+	go func() {
 		defer cancel()
 		for {
 			r, err := stream.Recv()
@@ -141,7 +145,7 @@ func (s *Store) Stream(
 				return
 			}
 		}
-	})
+	}()
 	for r := first; ; {
 		if len(r.Requests) > 0 {
 			s.mu.Lock()
@@ -211,7 +215,11 @@ func (s *Store) handle(ctx context.Context, req *kvpb.Request) (resp *kvpb.Respo
 	}
 	switch {
 	case script.Answer != nil:
-		return failed(req, script.Answer), true
+		resp := failed(req, script.Answer)
+		if b := resp.GetBulkWrite(); b != nil {
+			b.AppliedCount = script.AppliedCount
+		}
+		return resp, true
 	case script.BreakBefore:
 		return nil, false
 	case script.DropBefore:

@@ -111,6 +111,9 @@ func (l *Locator) ask(ctx context.Context, key []byte) error {
 
 // fill asks for the range of key and those that follow it.
 func (l *Locator) fill(ctx context.Context, key []byte) error {
+	if l.Find(key) != nil {
+		return nil // the fill before brought it
+	}
 	r, err := l.source.ListRoutes(ctx, keys.Span{Start: key}, prefetch)
 	if err != nil {
 		return err

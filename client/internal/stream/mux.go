@@ -58,8 +58,8 @@ type mux struct {
 	o     Options
 	// bell rings when a request waits (capacity 1).
 	bell chan struct{}
-	// encoding is held while requests are turned into bytes: a caller that
-	// leaves waits for it, because the keys and values are its own again then.
+	// encoding is held while requests are turned into bytes: a caller that got
+	// no answer waits for it, because the keys and values are its own again.
 	encoding sync.Mutex
 
 	mu struct {
@@ -94,10 +94,10 @@ func (m *mux) do(ctx context.Context, req *kvpb.Request) (*kvpb.Response, error)
 	case r = <-w.done:
 	case <-ctx.Done():
 		r = m.leave(w, ctx.Err())
-		m.encoding.Lock()
-		m.encoding.Unlock() //nolint:staticcheck // only waits
 	}
 	if r.err != nil {
+		m.encoding.Lock()
+		m.encoding.Unlock() //nolint:staticcheck // only waits
 		return nil, r.err
 	}
 	return r.resp, nil
