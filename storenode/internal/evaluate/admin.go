@@ -251,9 +251,6 @@ func (ev *Evaluator) PrepareTransfer(ctx context.Context, rangeID uint64) error 
 	j := newJob(true)
 	j.begin = func(now time.Time, _ *catalog.State) {
 		w.restUntil = now.Add(ev.timing.rest)
-		w.mu.Lock()
-		w.mu.exact = false
-		w.mu.Unlock()
 		j.finish(nil)
 	}
 	return w.do(ctx, j)

@@ -20,6 +20,7 @@ type call struct {
 	deadline time.Time
 	// keys are all keys it names; span, when hasSpan, the span it names.
 	keys    [][]byte
+	one     [1][]byte // backs keys of single-key requests
 	span    keys.Span
 	hasSpan bool
 	// consistency is set for reads.
@@ -44,7 +45,8 @@ func newCall(req *kvpb.Request, respond func(*kvpb.Response)) *call {
 	switch b := req.GetBody().(type) {
 	case *kvpb.Request_Get:
 		c.kind, c.header = KindGet, b.Get.GetHeader()
-		c.keys, c.consistency = [][]byte{b.Get.GetKey()}, b.Get.GetConsistency()
+		c.consistency = b.Get.GetConsistency()
+		c.takeKey(b.Get.GetKey())
 	case *kvpb.Request_BatchGet:
 		c.kind, c.header = KindBatchGet, b.BatchGet.GetHeader()
 		c.keys, c.consistency = b.BatchGet.GetKeys(), b.BatchGet.GetConsistency()
@@ -53,14 +55,16 @@ func newCall(req *kvpb.Request, respond func(*kvpb.Response)) *call {
 		c.span = keys.Span{Start: b.Scan.GetStart(), End: b.Scan.GetEnd()}
 		c.consistency = b.Scan.GetConsistency()
 	case *kvpb.Request_Put:
-		c.kind, c.header, c.keys = KindPut, b.Put.GetHeader(), [][]byte{b.Put.GetKey()}
+		c.kind, c.header = KindPut, b.Put.GetHeader()
+		c.takeKey(b.Put.GetKey())
 		c.sizeBytes = len(b.Put.GetKey()) + len(b.Put.GetValue())
 	case *kvpb.Request_Delete:
 		c.kind, c.header = KindDelete, b.Delete.GetHeader()
-		c.keys, c.sizeBytes = [][]byte{b.Delete.GetKey()}, len(b.Delete.GetKey())
+		c.takeKey(b.Delete.GetKey())
+		c.sizeBytes = len(b.Delete.GetKey())
 	case *kvpb.Request_CompareAndSwap:
 		c.kind, c.header = KindCompareAndSwap, b.CompareAndSwap.GetHeader()
-		c.keys = [][]byte{b.CompareAndSwap.GetKey()}
+		c.takeKey(b.CompareAndSwap.GetKey())
 		c.sizeBytes = len(c.keys[0]) + len(b.CompareAndSwap.GetValue()) +
 			len(b.CompareAndSwap.GetExpected())
 	case *kvpb.Request_BatchWrite:
@@ -76,6 +80,11 @@ func newCall(req *kvpb.Request, respond func(*kvpb.Response)) *call {
 	}
 	c.token = ts.Timestamp(c.header.GetToken())
 	return c
+}
+
+func (c *call) takeKey(key []byte) {
+	c.one[0] = key
+	c.keys = c.one[:]
 }
 
 func (c *call) takeMutations(ms []*kvpb.Mutation) {

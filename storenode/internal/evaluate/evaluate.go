@@ -64,7 +64,7 @@ type Deps struct {
 	Engine  *engine.Engine
 	Clock   Clock
 	StoreID uint64
-	// Logger defaults to slog.Default.
+	// Logger. nil: nothing is logged.
 	Logger *slog.Logger
 	// Registerer receives the metrics of this room; nil: none.
 	Registerer prometheus.Registerer
@@ -88,6 +88,8 @@ type Evaluator struct {
 	oracle  *oracle
 	// stop ends the workers.
 	stop chan struct{}
+	// stalled is why the engine takes no growing writes now; nil: it does.
+	stalled atomic.Pointer[string]
 	// draining: no new request is taken.
 	draining atomic.Bool
 
@@ -110,7 +112,7 @@ func newEvaluator(d Deps, t timing) *Evaluator {
 		log: d.Logger, metrics: newMetrics(d.Registerer), stop: make(chan struct{}),
 	}
 	if ev.log == nil {
-		ev.log = slog.Default()
+		ev.log = slog.New(slog.DiscardHandler)
 	}
 	ev.log = ev.log.With("room", "evaluate")
 	ev.pool = newPool(ev.limits.Readers)
@@ -127,6 +129,7 @@ func (ev *Evaluator) Run(ctx context.Context) error {
 	}
 	background.Go(func() { ev.oracle.run(ctx) })
 	background.Go(func() { ev.sweepAll(ctx) })
+	background.Go(func() { ev.watchEngine(ctx) })
 	ev.mu.Lock()
 	ev.mu.running = true
 	ev.mu.Unlock()
@@ -163,6 +166,25 @@ func (ev *Evaluator) lookAround(ctx context.Context) {
 			}
 			return true
 		})
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+// watchEngine keeps growing writes out while the engine is behind: Badger would
+// stop all writers at once, for seconds.
+func (ev *Evaluator) watchEngine(ctx context.Context) {
+	ticker := time.NewTicker(ev.timing.stall)
+	defer ticker.Stop()
+	for {
+		if reason, stalled := ev.deps.Engine.Stalled(); stalled {
+			ev.stalled.Store(&reason)
+		} else {
+			ev.stalled.Store(nil)
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -211,7 +233,7 @@ func (ev *Evaluator) worker(rep *catalog.Replica) *worker {
 // be set. A Scan is answered with one page.
 func (ev *Evaluator) Submit(req *kvpb.Request, respond func(*kvpb.Response)) {
 	c := newCall(req, respond)
-	ev.metrics.requests.WithLabelValues(c.kind.String()).Inc()
+	ev.metrics.requests[c.kind].Inc()
 	w, err := ev.admitAtDoor(c)
 	if err != nil {
 		c.fail(err)
@@ -307,6 +329,9 @@ func (w *worker) enqueue(c *call) {
 	if err == nil && (len(w.mu.queue) >= l.QueuedWrites ||
 		len(w.mu.queue) > 0 && w.mu.queuedBytes+c.sizeBytes > l.QueuedWriteBytes) {
 		err = errs.Busy{Reason: "range queue", RetryAfter: 20 * time.Millisecond}
+	}
+	if reason := w.ev.stalled.Load(); err == nil && reason != nil && c.grows() {
+		err = errs.Busy{Reason: "engine: " + *reason, RetryAfter: w.ev.timing.stall}
 	}
 	if err == nil {
 		w.mu.queue = append(w.mu.queue, c)

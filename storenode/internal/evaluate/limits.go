@@ -83,6 +83,8 @@ type timing struct {
 	// look is how often all ranges are looked at, for removed replicas and
 	// missed leader changes.
 	look time.Duration
+	// stall is how often the engine is asked whether it keeps up.
+	stall time.Duration
 	// oracle bounds one question to PD.
 	oracle time.Duration
 }
@@ -94,6 +96,6 @@ func defaultTiming() timing {
 		undecided: 5 * time.Second, tries: 3,
 		boundStep: time.Second, tick: 20 * time.Millisecond,
 		acquireBackoffMin: 20 * time.Millisecond, acquireBackoffMax: time.Second,
-		rest: time.Second, look: time.Second, oracle: time.Second,
+		rest: time.Second, look: time.Second, stall: 250 * time.Millisecond, oracle: time.Second,
 	}
 }

@@ -252,7 +252,7 @@ func (c *cluster) perform(rnd *rand.Rand, op regOp) (regResult, error) {
 	}
 	if err := responseError(r); err != nil {
 		if errors.As(err, new(errs.NotLeader)) {
-			time.Sleep(time.Duration(rnd.IntN(2000)) * time.Microsecond)
+			<-time.After(time.Duration(rnd.IntN(2000)) * time.Microsecond)
 		}
 		return res, err
 	}

@@ -5,7 +5,7 @@ import (
 )
 
 type metrics struct {
-	requests    *prometheus.CounterVec
+	requests    [kindEnd]prometheus.Counter
 	refusals    *prometheus.CounterVec
 	entries     *prometheus.CounterVec
 	batchWrites prometheus.Histogram
@@ -24,8 +24,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		return prometheus.NewCounterVec(
 			prometheus.CounterOpts{Name: name, Help: help}, []string{label})
 	}
+	requests := vec("ridge_evaluate_requests_total", "Requests taken, by kind.", "kind")
 	m := &metrics{
-		requests: vec("ridge_evaluate_requests_total", "Requests taken, by kind.", "kind"),
 		refusals: vec("ridge_evaluate_refusals_total",
 			"Requests refused at the door, by reason.", "reason"),
 		entries: vec("ridge_evaluate_entries_total", "Entries numbered, by kind.", "kind"),
@@ -39,8 +39,11 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		readRounds:  counter("ridge_evaluate_read_rounds_total", "ReadIndex rounds begun."),
 		swept:       counter("ridge_evaluate_swept_rows_total", "Expired rows found by the sweep."),
 	}
+	for k := range m.requests {
+		m.requests[k] = requests.WithLabelValues(Kind(k).String())
+	}
 	if reg != nil {
-		reg.MustRegister(m.requests, m.refusals, m.entries, m.batchWrites, m.reproposals,
+		reg.MustRegister(requests, m.refusals, m.entries, m.batchWrites, m.reproposals,
 			m.acquires, m.tenures, m.readRounds, m.swept)
 	}
 	return m

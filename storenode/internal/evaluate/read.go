@@ -1,6 +1,7 @@
 package evaluate
 
 import (
+	"errors"
 	"time"
 
 	"github.com/ridgekv/ridge/proto/errs"
@@ -117,7 +118,7 @@ func (w *worker) read(c *call, p readPlan) {
 		if g.strict = p.judgedAt == 0 && !c.stale(); g.strict || p.judgedAt == 0 {
 			g.judgedAt, g.mayJudge = w.judge(st.Tenure())
 		}
-		resp, err := g.answer(c, applied.MaxCommitTS)
+		resp, err := g.answer(c, max(applied.MaxCommitTS, w.newest()))
 		switch {
 		case w.rep.State() != st:
 			continue
@@ -149,7 +150,7 @@ func (w *worker) registerTTL(c *call) {
 
 // tooOld names where an interrupted scan would go on.
 func (w *worker) tooOld(c *call, err error) error {
-	e, ok := err.(errs.TooOld)
+	e, ok := errors.AsType[errs.TooOld](err)
 	if !ok {
 		return storeFault(err)
 	}

@@ -142,7 +142,8 @@ func TestRefusals(t *testing.T) {
 			}
 		})
 	}
-	if err := responseError(<-s.send(put([]byte("k"), make([]byte, keys.MaxValueSizeBytes), 0))); err != nil {
+	largest := put([]byte("k"), make([]byte, keys.MaxValueSizeBytes), 0)
+	if err := responseError(<-s.send(largest)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -395,7 +396,8 @@ func TestSplitRefusals(t *testing.T) {
 			t.Fatalf("%s split key", name)
 		}
 	}
-	if _, _, err := s.ev.Split(t.Context(), rangeOne, []byte("m"), SplitChild{RangeID: 2}); err == nil {
+	none := SplitChild{RangeID: 2}
+	if _, _, err := s.ev.Split(t.Context(), rangeOne, []byte("m"), none); err == nil {
 		t.Fatal("a child without replicas")
 	}
 	// The outcome of the first proposal is lost: the repetition does not say

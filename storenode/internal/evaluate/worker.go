@@ -209,6 +209,12 @@ func (w *worker) mayEvaluate(now time.Time, l raft.Leader) bool {
 	if w.tenure() == 0 || w.broken || !l.Known || !l.Self || now.Before(w.restUntil) {
 		return false
 	}
+	if !w.restUntil.IsZero() { // the transfer did not come
+		w.restUntil = time.Time{}
+		w.mu.Lock()
+		w.mu.exact = false
+		w.mu.Unlock()
+	}
 	if !w.ready {
 		w.ev.deps.Clock.Want()
 		seen := w.ev.deps.Clock.Seen()

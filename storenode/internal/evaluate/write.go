@@ -231,7 +231,9 @@ func alive(row engine.Row, found bool, at ts.Timestamp) bool {
 	return found && (row.ExpiresAt == 0 || row.ExpiresAt > at)
 }
 
-func (w *worker) decideSwap(r *kvpb.CompareAndSwapRequest, commitTS ts.Timestamp) (decision, error) {
+func (w *worker) decideSwap(
+	r *kvpb.CompareAndSwapRequest, commitTS ts.Timestamp,
+) (decision, error) {
 	var d decision
 	row, stored, err := w.lookup(r.GetKey())
 	if err != nil {
