@@ -134,6 +134,9 @@ func (r *replay) update(id uint64) {
 		}
 		r.applied++
 	}
+	if got, want := r.store.replica(id).Applied().Index, ops[len(ops)-1].index; got != want {
+		r.t.Fatalf("range %d is at %d after entry %d", id, got, want)
+	}
 }
 
 // flush makes durable what is there.
@@ -308,5 +311,8 @@ func applyAll(t *testing.T, rng *rand.Rand, w *world, s *store, size int) {
 			entries = append(entries, o.entry())
 		}
 		s.update(r.machines[id], entries...)
+		if got, want := s.replica(id).Applied().Index, entries[len(entries)-1].Index; got != want {
+			t.Fatalf("range %d is at %d after entry %d", id, got, want)
+		}
 	}
 }
