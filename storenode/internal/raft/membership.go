@@ -128,13 +128,20 @@ func (c memberChange) done(m *members) bool {
 // attempt harmless; an unclear end is cleared up by looking at the members.
 func (h *Host) change(ctx context.Context, rangeID uint64, c memberChange) error {
 	err := h.tryChange(ctx, rangeID, c)
-	h.metrics.changes.inc(outcomeName(err))
+	h.metrics.changes.inc(changeName(err))
 	if err != nil {
 		return fmt.Errorf("raft: %s %d of range %d: %w", c.op, c.replicaID, rangeID, err)
 	}
 	h.log.Info("members changed", "op", c.op, "range", rangeID, "replica", c.replicaID)
 	h.events.noteMembers(rangeID)
 	return nil
+}
+
+func changeName(err error) string {
+	if errors.Is(err, ErrConfigMoved) || errors.Is(err, ErrUnborn) || errors.Is(err, ErrNotLeader) {
+		return "refused"
+	}
+	return outcomeName(err)
 }
 
 func (h *Host) tryChange(ctx context.Context, rangeID uint64, c memberChange) error {
