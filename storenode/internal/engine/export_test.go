@@ -2,6 +2,8 @@ package engine
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
@@ -97,6 +99,9 @@ func MemFiles(dir string) ([]MemFile, error) {
 	var out []MemFile
 	for _, n := range numbers {
 		log, err := readMemFile(memPath(dir, n))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // Written out meanwhile.
+		}
 		if err != nil {
 			return nil, err
 		}

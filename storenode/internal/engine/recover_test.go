@@ -23,7 +23,7 @@ import (
 
 var (
 	seedFlag   = flag.Uint64("seed", 0, "seed of the random tests; 0 takes one from the clock")
-	imagesFlag = flag.Int("images", 40, "crash images that the Law 3 test opens")
+	imagesFlag = flag.Int("images", 25, "crash images that the Law 3 test opens")
 )
 
 func newRand(t *testing.T) *rand.Rand {
