@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 
@@ -201,5 +202,23 @@ func TestLostRequestsAreForwarded(t *testing.T) {
 		if forwarded := r.gateway.count() > before; forwarded != c.forward {
 			t.Errorf("%v: forwarded %v", c.err, forwarded)
 		}
+	}
+}
+
+// Between two leaders a request waits for the next one instead of wandering
+// off.
+func TestElectionIsWaitedFor(t *testing.T) {
+	r := newRig(t, Options{})
+	r.open()
+	r.ranges.set(1, func(v *Range) { v.Led = false })
+	answered := make(chan error, 1)
+	go func() {
+		out, err := r.kv.Get(context.Background(), &kvpb.GetRequest{Key: []byte("b")})
+		answered <- errors.Join(err, errs.FromProto(out.GetError()))
+	}()
+	waitFor(t, func() bool { return r.ranges.lookups() > 10 })
+	r.ranges.set(1, func(v *Range) { v.Led = true })
+	if err := <-answered; err != nil || r.gateway.count() != 0 {
+		t.Errorf("got %v, forwarded %d", err, r.gateway.count())
 	}
 }

@@ -28,7 +28,27 @@ const (
 
 // fakeRanges holds range 1 [a,m) led here and range 2 [m,z) led by store 9,
 // both at span epoch 4.
-type fakeRanges struct{ ranges []Range }
+type fakeRanges struct {
+	mu     sync.Mutex
+	ranges []Range
+	looked int
+}
+
+func (f *fakeRanges) set(id uint64, change func(*Range)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range f.ranges {
+		if f.ranges[i].State.RangeID() == id {
+			change(&f.ranges[i])
+		}
+	}
+}
+
+func (f *fakeRanges) lookups() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.looked
+}
 
 func newFakeRanges() *fakeRanges {
 	state := func(id uint64, start, end string) *catalog.State {
@@ -47,6 +67,9 @@ func newFakeRanges() *fakeRanges {
 }
 
 func (f *fakeRanges) Range(id uint64) (Range, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.looked++
 	for _, r := range f.ranges {
 		if r.State.RangeID() == id {
 			return r, true
@@ -56,6 +79,9 @@ func (f *fakeRanges) Range(id uint64) (Range, bool) {
 }
 
 func (f *fakeRanges) Lookup(key []byte) (Range, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.looked++
 	for _, r := range f.ranges {
 		if r.State.Span().Contains(key) {
 			return r, true

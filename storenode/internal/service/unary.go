@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"runtime/debug"
+	"time"
 
 	"github.com/ridgekv/ridge/proto/errs"
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
@@ -164,7 +165,7 @@ func (s *Service) route(
 	if h.GetRangeId() != 0 {
 		return s.local(ctx, core, request, h)
 	}
-	r, here := place(core.Ranges, request)
+	r, here := awaitLeader(ctx, core.Ranges, request)
 	if here {
 		h.RangeId, h.SpanEpoch = r.State.RangeID(), r.State.SpanEpoch()
 		out := s.local(ctx, core, request, h)
@@ -178,6 +179,38 @@ func (s *Service) route(
 	}
 	s.metrics.forwarded.Inc()
 	return core.Gateway.Do(ctx, request)
+}
+
+// electionPatience bounds the wait for a leader of a range that has a replica
+// here. This store hears of it at least as soon as any other.
+const electionPatience = 2 * time.Second
+
+// awaitLeader is place, but waits while a local range is between leaders.
+func awaitLeader(
+	ctx context.Context, ranges Ranges, request *kvpb.Request,
+) (r Range, here bool) {
+	if r, here = place(ranges, request); here || !leaderless(ranges, request) {
+		return r, here
+	}
+	ctx, cancel := context.WithTimeout(ctx, electionPatience)
+	defer cancel()
+	ticker := time.NewTicker(5 * time.Millisecond)
+	defer ticker.Stop()
+	for leaderless(ranges, request) {
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return Range{}, false
+		}
+	}
+	return place(ranges, request)
+}
+
+// leaderless reports whether the range of request has a replica here and no
+// known leader.
+func leaderless(ranges Ranges, request *kvpb.Request) bool {
+	r, ok := ranges.Lookup(firstKey(request))
+	return ok && !r.Led && r.Leader == nil && !anyReplica(request)
 }
 
 // lost reports whether e says that nothing was done here and another store
