@@ -1,13 +1,16 @@
 package storenode_test
 
 import (
+	"bytes"
 	"context"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc"
 
+	"github.com/ridgekv/ridge/proto/keys"
 	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 	"github.com/ridgekv/ridge/proto/ts"
@@ -184,6 +187,42 @@ func (p *fakePD) GetSafePoint(
 	context.Context, *pdpb.GetSafePointRequest,
 ) (*pdpb.GetSafePointResponse, error) {
 	return &pdpb.GetSafePointResponse{}, nil
+}
+
+func (p *fakePD) GetRoute(
+	_ context.Context, r *pdpb.GetRouteRequest,
+) (*pdpb.GetRouteResponse, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := &pdpb.GetRouteResponse{Stores: p.list()}
+	for _, report := range p.mu.reports {
+		if keys.FromProto(report.GetRange().GetSpan()).Contains(r.GetKey()) &&
+			report.GetRange().GetEpoch().GetSpan() >= out.GetRoute().GetRange().GetEpoch().GetSpan() {
+			out.Route = &pdpb.Route{Range: report.GetRange(), Leader: report.GetLeader()}
+		}
+	}
+	if out.GetRoute() == nil {
+		out.Error = &pdpb.PDError{Reason: pdpb.PDErrorReason_PD_ERROR_REASON_NOT_FOUND}
+	}
+	return out, nil
+}
+
+func (p *fakePD) ListRoutes(
+	_ context.Context, r *pdpb.ListRoutesRequest,
+) (*pdpb.ListRoutesResponse, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := &pdpb.ListRoutesResponse{Stores: p.list()}
+	for _, report := range p.mu.reports {
+		if keys.FromProto(report.GetRange().GetSpan()).Overlaps(keys.FromProto(r.GetSpan())) {
+			out.Routes = append(out.Routes,
+				&pdpb.Route{Range: report.GetRange(), Leader: report.GetLeader()})
+		}
+	}
+	slices.SortFunc(out.Routes, func(a, b *pdpb.Route) int {
+		return bytes.Compare(a.GetRange().GetSpan().GetStart(), b.GetRange().GetSpan().GetStart())
+	})
+	return out, nil
 }
 
 // report is the newest report of a range.

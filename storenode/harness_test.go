@@ -2,6 +2,8 @@ package storenode_test
 
 import (
 	"context"
+	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -189,5 +191,27 @@ func (s *testStore) mustGet(key, want string) {
 	})
 	if !last.GetFound() || string(last.GetRow().GetValue()) != want {
 		s.t.Fatalf("get %s: %v, want %q", key, last, strings.ToValidUTF8(want, "?"))
+	}
+}
+
+// scan reads everything through the store.
+func (s *testStore) scan(t *testing.T, reverse bool) []*kvpb.Row {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	stream, err := s.kv().Scan(ctx, &kvpb.ScanRequest{Reverse: reverse, PageBytes: 200})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rows []*kvpb.Row
+	for {
+		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return rows
+		}
+		if err != nil || m.GetError() != nil {
+			t.Fatalf("scan: %v, %v", m, err)
+		}
+		rows = append(rows, m.GetRows()...)
 	}
 }

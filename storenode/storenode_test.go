@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
 	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 	"github.com/ridgekv/ridge/storenode"
@@ -130,6 +131,66 @@ func TestThreeStoresByHand(t *testing.T) {
 		return !here
 	})
 	leader.mustGet("k01", "by the new leader")
+}
+
+// Any store answers for any key: single keys, batches, scans and deletes over
+// several ranges of other stores.
+func TestGateway(t *testing.T) {
+	pd := startFakePD(t)
+	var stores []*testStore
+	for range 2 {
+		s := startStore(t, storeOptions(t, t.TempDir(), pd.address))
+		s.waitReady()
+		stores = append(stores, s)
+	}
+	eventually(t, 10*time.Second, "first range", func() bool { return pd.report(1) != nil })
+	splitAt(t, pd, 1, "k25")
+	far := stores[1]
+	for i := range 50 {
+		far.mustPut(fmt.Sprintf("k%02d", i), fmt.Sprintf("v%d", i))
+	}
+	far.mustGet("k30", "v30")
+	got, err := far.kv().BatchGet(t.Context(), &kvpb.BatchGetRequest{
+		Keys: [][]byte{[]byte("k01"), []byte("none"), []byte("k40")}})
+	if err != nil || got.GetError() != nil || len(got.GetRows()) != 2 ||
+		string(got.GetRows()[1].GetValue()) != "v40" {
+		t.Fatalf("batch get: %v, %v", got, err)
+	}
+	swap, err := far.kv().CompareAndSwap(t.Context(), &kvpb.CompareAndSwapRequest{
+		Key: []byte("k40"), Expected: []byte("other"), Value: []byte("x")})
+	if err != nil || swap.GetError() != nil || swap.GetSwapped() ||
+		string(swap.GetCurrent().GetValue()) != "v40" {
+		t.Fatalf("swap: %v, %v", swap, err)
+	}
+	if n := len(far.scan(t, false)); n != 50 {
+		t.Fatalf("scan: %d rows", n)
+	}
+	if rows := far.scan(t, true); string(rows[0].GetKey()) != "k49" {
+		t.Fatalf("reverse scan begins at %s", rows[0].GetKey())
+	}
+	batch, err := far.kv().BatchWrite(t.Context(), &kvpb.BatchWriteRequest{
+		Mutations: []*kvpb.Mutation{{Key: []byte("k01")}, {Key: []byte("k40")}}})
+	if err != nil || batch.GetError().GetInvalidArgument() == nil {
+		t.Fatalf("a batch over two ranges: %v, %v", batch, err)
+	}
+	bulk, err := far.kv().BulkWrite(t.Context(), &kvpb.BulkWriteRequest{
+		Mutations: []*kvpb.Mutation{{Key: []byte("k01")}, {Key: []byte("k40")}}})
+	if err != nil || bulk.GetError() != nil || bulk.GetAppliedCount() != 2 {
+		t.Fatalf("bulk: %v, %v", bulk, err)
+	}
+	del, err := far.kv().DeleteRange(t.Context(), &kvpb.DeleteRangeRequest{
+		Start: []byte("k20"), End: []byte("k30")})
+	if err != nil || del.GetError() != nil || del.GetDeletedCount() != 10 {
+		t.Fatalf("delete range: %v, %v", del, err)
+	}
+	if n := len(far.scan(t, false)); n != 40 {
+		t.Fatalf("scan after the delete: %d rows", n)
+	}
+	forwarded, err := far.kv().Get(t.Context(), &kvpb.GetRequest{
+		Header: &kvpb.Header{Forwarded: true}, Key: []byte("k01")})
+	if err != nil || forwarded.GetError().GetRangeNotFound() == nil {
+		t.Fatalf("forwarded twice: %v, %v", forwarded, err)
+	}
 }
 
 // grow adds a replica of the range on a store and makes it a voter.
