@@ -112,7 +112,10 @@ func (c *Client) BatchGet(
 	defer cancel()
 	s, err := c.apply(opts, bitConsistency)
 	if err == nil {
-		b := batchGet{c: c, s: s, log: retry.NewLog(c.metrics.retried), found: map[string]*Row{}}
+		b := batchGet{
+			c: c, s: s, log: retry.NewLog(c.metrics.retried), found: map[string]*Row{},
+			limit: maxBatchGetKeys,
+		}
 		if err = b.collect(ks); err == nil {
 			err = b.run(ctx)
 		}
@@ -131,8 +134,11 @@ type batchGet struct {
 	keys [][]byte
 	done []bool
 	mu   sync.Mutex
-	// found holds the rows by key; guarded by mu, as is done.
+	// found holds the rows by key; guarded by mu, as are done and limit.
 	found map[string]*Row
+	// limit is how many keys one request may have. It is halved when an answer
+	// would be too large.
+	limit int
 }
 
 func (b *batchGet) collect(ks [][]byte) error {
@@ -157,7 +163,7 @@ func (b *batchGet) run(ctx context.Context) error {
 		if err != nil || len(groups) == 0 {
 			return err
 		}
-		groups = cut(groups, maxBatchGetKeys)
+		groups = cut(groups, b.limit)
 		if len(groups) > 1 && b.s.consistency.level == linearizable {
 			// Nothing has been read yet: a single group is all or nothing.
 			at, err := b.c.freshTimestamp(ctx, b.s.session)
@@ -178,7 +184,8 @@ func (b *batchGet) run(ctx context.Context) error {
 	}
 }
 
-// ask reads one group. A range that has changed leaves it for the next pass.
+// ask reads one group. A range that has changed leaves it for the next pass, as
+// does an answer that would be too large.
 func (b *batchGet) ask(ctx context.Context, log *retry.Log, g group) error {
 	ks := make([][]byte, len(g.members))
 	for i, m := range g.members {
@@ -192,14 +199,18 @@ func (b *batchGet) ask(ctx context.Context, log *retry.Log, g group) error {
 			}}}
 		},
 	})
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, ok := errors.AsType[errs.TooLarge](err); ok && len(ks) > 1 {
+		b.limit = min(b.limit, (len(ks)+1)/2)
+		return nil
+	}
 	if errors.Is(err, errMoved) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	for _, r := range resp.GetBatchGet().GetRows() {
 		row := toRow(r)
 		b.found[string(row.Key)] = &row

@@ -139,6 +139,7 @@ type Client struct {
 	ownPD   bool
 	routes  *route.Locator
 	streams *stream.Pool
+	health  health
 	session Session
 	metrics *metrics
 	closed  atomic.Bool

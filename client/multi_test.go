@@ -230,6 +230,26 @@ func TestBatchGet(t *testing.T) {
 	}
 }
 
+// A store refuses to make an answer of any size: the batch is cut.
+func TestBatchGetOfLargeRows(t *testing.T) {
+	cluster := clustertest.New(t, 1, 1)
+	cluster.Fill("k", 40)
+	c := open(t, cluster, client.Options{})
+	cluster.Store(1).Hook(func(req *kvpb.Request) *clustertest.Script {
+		if n := len(req.GetBatchGet().GetKeys()); n > 3 {
+			return &clustertest.Script{Answer: errs.ToProto(errs.TooLarge{What: "answer"})}
+		}
+		return nil
+	})
+	var ks [][]byte
+	for i := range 40 {
+		ks = append(ks, fmt.Appendf(nil, "k%04d", i))
+	}
+	if rows, err := c.BatchGet(t.Context(), ks); err != nil || len(rows) != 40 {
+		t.Fatalf("got %d rows, %v", len(rows), err)
+	}
+}
+
 func TestBatchWriteIsForOneRange(t *testing.T) {
 	cluster := clustertest.New(t, 1, 1)
 	c := open(t, cluster, client.Options{})

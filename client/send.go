@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/ridgekv/ridge/client/internal/retry"
@@ -21,9 +22,39 @@ import (
 // again. It never leaves the package.
 var errMoved = errors.New("client: the range has changed")
 
-// downFor is how long a store that could not be reached is tried last, even
-// when another store says that it leads.
-const downFor = 100 * time.Millisecond
+// minDown is the least time for which a store that could not be reached is left
+// out, even when another store says that it leads. It is twice what the attempt
+// took, if that is longer: a host that is gone costs a dial timeout each time.
+const minDown = 100 * time.Millisecond
+
+// health remembers which stores could not be reached lately, for all calls. The
+// number of stores bounds it.
+type health struct {
+	sync.Mutex
+	until map[uint64]time.Time
+}
+
+func (h *health) down(store uint64, attempt time.Duration) {
+	h.Lock()
+	defer h.Unlock()
+	if h.until == nil {
+		h.until = map[uint64]time.Time{}
+	}
+	h.until[store] = time.Now().Add(max(minDown, 2*attempt))
+}
+
+func (h *health) up(store uint64) {
+	h.Lock()
+	defer h.Unlock()
+	delete(h.until, store)
+}
+
+func (h *health) isDown(store uint64) bool {
+	h.Lock()
+	defer h.Unlock()
+	until, ok := h.until[store]
+	return ok && time.Now().Before(until)
+}
 
 // request is what is sent to one range.
 type request struct {
@@ -111,8 +142,8 @@ type tour struct {
 	try time.Duration
 	// asked are the stores asked in this round.
 	asked []uint64
-	// down is when stores could not be reached.
-	down map[uint64]time.Time
+	// began is when the try under way began.
+	began time.Time
 	// hints is how many were followed since the last wait.
 	hints int
 	// first is what the first store of this round said: it is the likeliest to
@@ -121,38 +152,36 @@ type tour struct {
 	firstErr error
 }
 
-// next picks the store to ask: the leader, else one not asked in this round;
-// 0 when there are none.
+// next picks the store to ask: the leader, else one not asked in this round.
+// Stores that are down are left out, unless all are. 0 means that the route
+// names no store.
 func (t *tour) next() uint64 {
 	stores := t.rt.Stores(t.q.anywhere)
 	if t.q.anywhere {
 		rand.Shuffle(len(stores), func(i, j int) { stores[i], stores[j] = stores[j], stores[i] })
 	}
-	for _, healthy := range []bool{true, false} {
-		for _, s := range stores {
-			isDown := time.Since(t.down[s]) < downFor
-			if !slices.Contains(t.asked, s) && isDown != healthy {
-				t.asked = append(t.asked, s)
-				return s
-			}
-		}
+	store, ok := t.unasked(stores)
+	if !ok && len(stores) > 0 {
+		store = stores[0]
 	}
-	return 0
+	t.asked = append(t.asked, store)
+	return store
 }
 
-// roundOver reports whether every store was asked.
-func (t *tour) roundOver() bool {
-	for _, s := range t.rt.Stores(t.q.anywhere) {
-		if !slices.Contains(t.asked, s) {
-			return false
+// unasked returns the first of stores that can still be asked in this round.
+func (t *tour) unasked(stores []uint64) (uint64, bool) {
+	for _, s := range stores {
+		if !slices.Contains(t.asked, s) && !t.c.health.isDown(s) {
+			return s, true
 		}
 	}
-	return true
+	return 0, false
 }
 
 // attempt asks one store once.
 func (t *tour) attempt(ctx context.Context, store uint64) (*kvpb.Response, error) {
-	addr, err := t.c.routes.Address(ctx, store)
+	t.began = time.Now()
+	addr, err := t.address(ctx, store)
 	if err != nil {
 		return nil, transportError{cause: retry.Dialing, err: err}
 	}
@@ -164,6 +193,7 @@ func (t *tour) attempt(ctx context.Context, store uint64) (*kvpb.Response, error
 	}
 	resp, err := t.c.streams.Do(ctx, store, addr, t.q.build(t.header(ctx)))
 	if err == nil {
+		t.c.health.up(store)
 		err = retry.FromWire(errorOf(resp), t.rt.RangeID, t.q.write)
 		if err != nil && t.q.partly != nil {
 			t.q.partly(resp)
@@ -189,6 +219,14 @@ func (t *tour) attempt(ctx context.Context, store uint64) (*kvpb.Response, error
 		cause = retry.Broken
 	}
 	return nil, transportError{cause: cause, err: failure.Err}
+}
+
+// address finds out where store listens. While PD is away there may be other
+// stores whose address is known, so it does not wait for long.
+func (t *tour) address(ctx context.Context, store uint64) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, t.c.o.DialTimeout)
+	defer cancel()
+	return t.c.routes.Address(ctx, store)
 }
 
 // unknownOutcome is a write that nobody answered. No typed error but its own
@@ -253,7 +291,7 @@ func (t *tour) after(ctx context.Context, store uint64, err error) error {
 		t.log.Spend(d.Cause)
 		return nil
 	}
-	if !t.roundOver() {
+	if _, more := t.unasked(t.rt.Stores(t.q.anywhere)); more {
 		t.log.Spend(d.Cause)
 		return nil
 	}
@@ -301,10 +339,12 @@ func (t *tour) judgeTransport(store uint64, e transportError) retry.Decision {
 	if _, ok := errors.AsType[errs.StoreMismatch](e.err); ok {
 		t.c.routes.ForgetAddress(store)
 	}
-	if t.down == nil {
-		t.down = map[uint64]time.Time{}
+	switch {
+	case e.cause == retry.Dialing:
+		t.c.health.down(store, time.Since(t.began))
+	case e.cause == retry.Broken || t.c.streams.Silent(store):
+		t.c.health.down(store, 0)
 	}
-	t.down[store] = time.Now()
 	t.c.routes.DropLeader(t.rt, store)
 	return retry.Decision{Move: retry.Next, Cause: retry.Cause{
 		Kind: e.cause, Where: storeName(store),
@@ -314,7 +354,7 @@ func (t *tour) judgeTransport(store uint64, e transportError) retry.Decision {
 // follow reports whether the cache now names a leader worth asking at once.
 func (t *tour) follow(from uint64) bool {
 	l := t.rt.Leader
-	if l == 0 || l == from || time.Since(t.down[l]) < downFor || t.hints >= 3 {
+	if l == 0 || l == from || t.c.health.isDown(l) || t.hints >= 3 {
 		return false
 	}
 	t.hints++

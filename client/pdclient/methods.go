@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/ridgekv/ridge/proto/keys"
+	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 	"github.com/ridgekv/ridge/proto/ts"
 )
@@ -136,6 +137,21 @@ func (c *Client) SplitRange(ctx context.Context, key []byte) (*pdpb.SplitRangeRe
 func (c *Client) ListStores(ctx context.Context) (*pdpb.ListStoresResponse, error) {
 	return call(ctx, c, "list stores", toLeader, c.o.TryTimeout, pdpb.PDServiceClient.ListStores,
 		&pdpb.ListStoresRequest{Header: c.header()})
+}
+
+// SetStoreState lets a store drain or leave, or calls it back.
+func (c *Client) SetStoreState(
+	ctx context.Context, storeID uint64, state metapb.StoreState,
+) (*pdpb.SetStoreStateResponse, error) {
+	return call(ctx, c, "set store state", toLeader, c.o.TryTimeout,
+		pdpb.PDServiceClient.SetStoreState,
+		&pdpb.SetStoreStateRequest{Header: c.header(), StoreId: storeID, State: state})
+}
+
+// ListOperators returns the changes in flight, and why PD does not make others.
+func (c *Client) ListOperators(ctx context.Context) (*pdpb.ListOperatorsResponse, error) {
+	return call(ctx, c, "list operators", toLeader, c.o.TryTimeout,
+		pdpb.PDServiceClient.ListOperators, &pdpb.ListOperatorsRequest{Header: c.header()})
 }
 
 // GetSafePoint returns the safe points and the holds.

@@ -71,7 +71,6 @@ type mux struct {
 		// has been received; zero: there is none.
 		unansweredSince time.Time
 		probing         bool
-		answers         uint64
 		cancel          func() // breaks the stream; set while it runs
 		end             *Error // set when the stream is broken
 	}
@@ -207,8 +206,8 @@ func (m *mux) run(ctx context.Context) {
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		end, refused := m.receive(stream)
-		m.fail(end, refused)
+		end, none := m.receive(stream)
+		m.fail(end, none)
 		cancel()
 	})
 	m.send(ctx, stream)
@@ -316,9 +315,9 @@ func (m *mux) unsend(batch []*kvpb.Request) {
 	}
 }
 
-// receive hands answers to callers until the stream ends. refused is true when
-// the store did not accept the stream, so that it looked at no request.
-func (m *mux) receive(stream kvStream) (end *Error, refused bool) {
+// receive hands answers to callers until the stream ends. none is true when the
+// store says that it looked at no request that is still without an answer.
+func (m *mux) receive(stream kvStream) (end *Error, none bool) {
 	for {
 		r, err := stream.Recv()
 		if err != nil {
@@ -329,31 +328,18 @@ func (m *mux) receive(stream kvStream) (end *Error, refused bool) {
 			return &Error{Sent: true, Err: fmt.Errorf("store %d: %s", m.store, text)}, false
 		}
 		if r.GetError() != nil {
-			err := errs.FromProto(r.GetError())
-			return &Error{Sent: true, Err: err}, m.refusal(err)
+			// A store says so at Hello, or when it has answered everything that
+			// it looked at: what has no answer now had no effect.
+			none := r.GetError().GetApplied() == kvpb.Applied_APPLIED_NO
+			return &Error{Sent: true, Err: errs.FromProto(r.GetError())}, none
 		}
 		m.deliver(r.GetResponses())
 	}
 }
 
-// refusal tells errors that a store answers to Hello, before any request.
-func (m *mux) refusal(err error) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.mu.answers > 0 {
-		return false
-	}
-	switch err.(type) {
-	case errs.ClusterMismatch, errs.StoreMismatch, errs.InvalidArgument:
-		return true
-	}
-	return false
-}
-
 func (m *mux) deliver(responses []*kvpb.Response) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.mu.answers += uint64(len(responses))
 	m.mu.unansweredSince, m.mu.probing = time.Time{}, false
 	for _, r := range responses {
 		w := m.mu.waiting[r.GetId()]
@@ -369,8 +355,8 @@ func (m *mux) deliver(responses []*kvpb.Response) {
 	}
 }
 
-// fail ends the stream for everybody who waits. none tells that no request was
-// looked at.
+// fail ends the stream for everybody who waits. none tells that none of their
+// requests was looked at.
 func (m *mux) fail(end *Error, none bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
