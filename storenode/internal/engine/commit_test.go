@@ -1,14 +1,18 @@
 package engine_test
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -226,4 +230,55 @@ func TestMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	open(t, o) // The names are free again.
+}
+
+// A flush that fails is never tried again: the engine takes no more commits,
+// and Run ends.
+func TestFailedFlushIsFatal(t *testing.T) {
+	dir := t.TempDir()
+	e := open(t, engine.Options{Dir: dir, FlushInterval: time.Hour})
+	put(t, e, "k", "v", 1)
+	ended := make(chan error, 1)
+	go func() { ended <- e.Run(context.Background()) }()
+	odd := filepath.Join(dir, "odd.mem")
+	if err := os.WriteFile(odd, []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	first := e.Flush(context.Background())
+	if err := os.Remove(odd); err != nil {
+		t.Fatal(err)
+	}
+	if again := e.Flush(context.Background()); first == nil || !errors.Is(again, first) {
+		t.Errorf("flush: %v, then %v", first, again)
+	}
+	var w engine.WriteSet
+	w.Put(20, []byte("k"), engine.Row{CommitTS: 2})
+	if err := e.Commit(&w); !errors.Is(err, first) {
+		t.Errorf("commit: %v", err)
+	}
+	if err := <-ended; !errors.Is(err, first) {
+		t.Errorf("run: %v", err)
+	}
+	if r, ok, err := e.View().Get(20, []byte("k")); err != nil || !ok || r.CommitTS != 1 {
+		t.Errorf("get: %v %t %v", r, ok, err)
+	}
+}
+
+func TestScanEndsWithItsContext(t *testing.T) {
+	e := open(t, engine.Options{Dir: t.TempDir()})
+	putMany(t, e, 20, 3000)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	var last error
+	n := 0
+	o := engine.ScanOptions{Context: ctx, Slices: []engine.Slice{{Extent: 20}}}
+	for _, err := range e.View().Scan(o) {
+		if n++; n == 10 {
+			cancel()
+		}
+		last = err
+	}
+	if !errors.Is(last, context.Canceled) || n > 100 {
+		t.Errorf("%d rows, then %v", n, last)
+	}
 }
