@@ -302,7 +302,7 @@ func TestUnknownOutcomesAreNeverResent(t *testing.T) {
 				},
 			}
 			for op, call := range calls {
-				eventually(t, func() bool {
+				clustertest.Eventually(t, func() bool {
 					_, _, err := c.Get(t.Context(), []byte("k")) // a live stream
 					return err == nil
 				})
@@ -464,7 +464,7 @@ func TestCloseEndsCalls(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() { _, err := c.Put(t.Context(), []byte("k"), nil); write <- err })
 	wg.Go(func() { _, _, err := c.Get(t.Context(), []byte("k")); read <- err })
-	eventually(t, func() bool {
+	clustertest.Eventually(t, func() bool {
 		return cluster.Store(1).Arrivals("put") == 2 && cluster.Store(1).Arrivals("get") == 1
 	})
 	if err := c.Close(); err != nil {
@@ -479,15 +479,5 @@ func TestCloseEndsCalls(t *testing.T) {
 	}
 	if _, err := c.Put(t.Context(), []byte("k"), nil); !errors.Is(err, client.ErrClosed) {
 		t.Errorf("put: got %v", err)
-	}
-}
-
-func eventually(t *testing.T, f func() bool) {
-	t.Helper()
-	for end := time.Now().Add(5 * time.Second); !f(); {
-		if time.Now().After(end) {
-			t.Fatal("it did not happen")
-		}
-		time.Sleep(time.Millisecond)
 	}
 }

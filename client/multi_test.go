@@ -452,7 +452,7 @@ func TestUnderChurn(t *testing.T) {
 		}
 	})
 	for i := 0; ctx.Err() == nil; i++ {
-		time.Sleep(20 * time.Millisecond) // the pace of the churn, not a wait
+		clustertest.Rest(20 * time.Millisecond)
 		key := fmt.Sprintf("%c", 'b'+i%25)
 		id, leader := cluster.Leader(key)
 		switch i % 4 {

@@ -62,7 +62,7 @@ func TestSurvivesTheLossOfTheLeaderAndOfEveryConfiguredAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The list of members is learned in the background.
-	eventually(t, func() bool { return c.ClusterID() == clustertest.ClusterID })
+	clustertest.Eventually(t, func() bool { return c.ClusterID() == clustertest.ClusterID })
 	cluster.PDs[0].Kill()
 	cluster.MovePDLeader(1)
 	began := time.Now()
@@ -275,7 +275,7 @@ func TestCloseEndsWhoWaits(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() { _, err := c.Timestamp(t.Context()); results <- err })
 	wg.Go(func() { _, err := c.ListStores(t.Context()); results <- err })
-	eventually(t, func() bool { return cluster.PDs[0].Calls.Load() > 0 })
+	clustertest.Eventually(t, func() bool { return cluster.PDs[0].Calls.Load() > 0 })
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -356,15 +356,5 @@ func TestWatchRoutesResumes(t *testing.T) {
 			step = 3
 			cancel()
 		}
-	}
-}
-
-func eventually(t *testing.T, f func() bool) {
-	t.Helper()
-	for end := time.Now().Add(5 * time.Second); !f(); {
-		if time.Now().After(end) {
-			t.Fatal("it did not happen")
-		}
-		time.Sleep(time.Millisecond)
 	}
 }

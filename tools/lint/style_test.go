@@ -49,7 +49,7 @@ var calls = []struct {
 	why       string
 }{
 	{
-		"google.golang.org/grpc", "NewServer", "tools/ridge", true,
+		"google.golang.org/grpc", "NewServer", "tools/ridge client/internal/clustertest", true,
 		"listeners, TLS and interceptors belong to the composition root",
 	},
 	{

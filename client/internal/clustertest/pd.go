@@ -282,7 +282,7 @@ func (p *PD) Timestamps(
 		p.TimestampRequests.Add(1)
 		p.TimestampsAsked.Add(int64(r.GetCount()))
 		if d := time.Duration(p.Delay.Load()); d > 0 {
-			time.Sleep(d)
+			Rest(d)
 		}
 		resp := &pdpb.TimestampsResponse{
 			Error: p.admit(stream.Context(), "timestamps", r.GetHeader()), Count: r.GetCount(),

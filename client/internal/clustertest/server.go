@@ -45,7 +45,7 @@ func (s *server) start(register func(grpc.ServiceRegistrar)) {
 	var err error
 	for i := 0; l == nil && i < 100; i++ {
 		if l, err = net.Listen("tcp", s.addr); err != nil {
-			time.Sleep(10 * time.Millisecond) // the old port may linger
+			Rest(10 * time.Millisecond) // the old port may linger
 		}
 	}
 	if l == nil {

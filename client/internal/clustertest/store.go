@@ -33,9 +33,10 @@ type Script struct {
 // Store is one scripted store.
 type Store struct {
 	kvpb.UnimplementedKVServiceServer
-	ID     uint64
-	c      *Cluster
-	server *server
+	ID      uint64
+	c       *Cluster
+	server  *server
+	readers sync.WaitGroup
 
 	mu struct {
 		sync.Mutex
@@ -53,7 +54,10 @@ type Store struct {
 func (s *Store) Address() string { return s.server.addr }
 
 // Kill closes every connection of the store, as kill -9 would.
-func (s *Store) Kill() { s.server.kill() }
+func (s *Store) Kill() {
+	s.server.kill()
+	s.readers.Wait()
+}
 
 // Start serves again after Kill.
 func (s *Store) Start() { s.server.start(s.register) }
@@ -131,8 +135,8 @@ func (s *Store) Stream(
 	defer cancel()
 	var sendMu sync.Mutex
 	requests := make(chan *kvpb.StreamRequest)
-	// It ends when this handler has returned, so nobody waits for it.
-	go func() {
+	// It ends when this handler has returned, so the handler cannot wait for it.
+	s.readers.Go(func() {
 		defer cancel()
 		for {
 			r, err := stream.Recv()
@@ -145,7 +149,7 @@ func (s *Store) Stream(
 				return
 			}
 		}
-	}()
+	})
 	for r := first; ; {
 		if len(r.Requests) > 0 {
 			s.mu.Lock()

@@ -42,19 +42,21 @@ type rule struct {
 	budget time.Duration
 }
 
+const ms = time.Millisecond
+
 // rules is the table of backoff. Failover must take less than two seconds, so
 // whatever looks for a leader waits at most 100ms.
 var rules = [kinds]rule{
-	NotLeader:   {"not-leader on", 10 * time.Millisecond, 100 * time.Millisecond, 0, time.Minute},
-	NoRange:     {"looking for", 10 * time.Millisecond, 100 * time.Millisecond, 1, 30 * time.Second},
-	Moved:       {"following a split of", 2 * time.Millisecond, 50 * time.Millisecond, 2, 30 * time.Second},
-	Dialing:     {"dialing", 10 * time.Millisecond, 100 * time.Millisecond, 1, time.Minute},
-	Broken:      {"connection lost to", 10 * time.Millisecond, 100 * time.Millisecond, 1, time.Minute},
-	Silent:      {"no answer from", 10 * time.Millisecond, 100 * time.Millisecond, 1, time.Minute},
-	Busy:        {"busy at", 5 * time.Millisecond, time.Second, 0, time.Minute},
-	Unavailable: {"unavailable:", 20 * time.Millisecond, 200 * time.Millisecond, 0, time.Minute},
-	Locked:      {"locked key on", 5 * time.Millisecond, 100 * time.Millisecond, 0, 20 * time.Second},
-	PD:          {"waiting for", 10 * time.Millisecond, 200 * time.Millisecond, 1, time.Minute},
+	NotLeader:   {"not-leader on", 10 * ms, 100 * ms, 0, time.Minute},
+	NoRange:     {"looking for", 10 * ms, 100 * ms, 1, 30 * time.Second},
+	Moved:       {"following a split of", 2 * ms, 50 * ms, 2, 30 * time.Second},
+	Dialing:     {"dialing", 10 * ms, 100 * ms, 1, time.Minute},
+	Broken:      {"connection lost to", 10 * ms, 100 * ms, 1, time.Minute},
+	Silent:      {"no answer from", 10 * ms, 100 * ms, 1, time.Minute},
+	Busy:        {"busy at", 5 * ms, time.Second, 0, time.Minute},
+	Unavailable: {"unavailable:", 20 * ms, 200 * ms, 0, time.Minute},
+	Locked:      {"locked key on", 5 * ms, 100 * ms, 0, 20 * time.Second},
+	PD:          {"waiting for", 10 * ms, 200 * ms, 1, time.Minute},
 	Working:     {"working on", 0, 0, 0, time.Hour},
 }
 

@@ -171,7 +171,7 @@ func TestABrokenStreamFailsWhoWaitsAndIsReplaced(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, func() bool { return s.Arrivals("put") == 10 })
+	clustertest.Eventually(t, func() bool { return s.Arrivals("put") == 10 })
 	if _, err := p.Do(t.Context(), 1, s.Address(), putRequest("break", "v")); !sentOf(t, err) {
 		t.Errorf("got %v", err)
 	}
@@ -201,7 +201,7 @@ func TestCallersMayLeave(t *testing.T) {
 		_, err := p.Do(ctx, 1, s.Address(), putRequest("k", "v"))
 		done <- err
 	}()
-	eventually(t, func() bool { return s.Arrivals("put") == 1 })
+	clustertest.Eventually(t, func() bool { return s.Arrivals("put") == 1 })
 	cancel()
 	if err := <-done; !sentOf(t, err) || !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
@@ -235,7 +235,7 @@ func TestASilentStoreGetsNothingButProbes(t *testing.T) {
 		t.Error("it does not count as silent")
 	}
 	s.Thaw()
-	eventually(t, func() bool { return !p.Silent(1) })
+	clustertest.Eventually(t, func() bool { return !p.Silent(1) })
 	if _, err := p.Do(t.Context(), 1, s.Address(), putRequest("k", "v")); err != nil {
 		t.Fatal(err)
 	}
@@ -258,7 +258,7 @@ func TestInFlightIsBounded(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, func() bool { return s.Arrivals("get") == 5 })
+	clustertest.Eventually(t, func() bool { return s.Arrivals("get") == 5 })
 	_, err := p.Do(t.Context(), 1, s.Address(), getRequest("k"))
 	if !errors.Is(err, stream.ErrFull) || sentOf(t, err) {
 		t.Errorf("got %v", err)
@@ -277,7 +277,7 @@ func TestCloseFailsWhoWaits(t *testing.T) {
 		_, err := p.Do(t.Context(), 1, s.Address(), putRequest("k", "v"))
 		done <- err
 	}()
-	eventually(t, func() bool { return s.Arrivals("put") == 1 })
+	clustertest.Eventually(t, func() bool { return s.Arrivals("put") == 1 })
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -355,14 +355,4 @@ func TestChurn(t *testing.T) {
 		}
 	}
 	t.Logf("%d acknowledged, %d unknown, %d not sent", acked.Load(), unsure.Load(), notSent.Load())
-}
-
-func eventually(t *testing.T, f func() bool) {
-	t.Helper()
-	for end := time.Now().Add(5 * time.Second); !f(); {
-		if time.Now().After(end) {
-			t.Fatal("it did not happen")
-		}
-		time.Sleep(time.Millisecond)
-	}
 }
