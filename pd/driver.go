@@ -1,0 +1,250 @@
+package pd
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/ridgekv/ridge/pd/internal/meta"
+	"github.com/ridgekv/ridge/pd/internal/operator"
+	"github.com/ridgekv/ridge/pd/internal/schedule"
+	"github.com/ridgekv/ridge/pd/internal/topology"
+	"github.com/ridgekv/ridge/pd/internal/tso"
+	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
+	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
+)
+
+const (
+	// passInterval is how often the driver looks at everything. Orders under
+	// way are repeated that often.
+	passInterval = 200 * time.Millisecond
+	// persistInterval is how often descriptors that changed are written down.
+	persistInterval = time.Second
+	// maxSplits bounds the splits under way.
+	maxSplits = 32
+	// maxVerdicts bounds the verdicts that are kept.
+	maxVerdicts = 1000
+	// silentHeartbeats is how many heartbeats a store may miss before nothing
+	// new is placed on it.
+	silentHeartbeats = 5
+)
+
+// driver is the one scheduling loop: picture → checkers → admission → orders.
+type driver struct {
+	s         *Server
+	m         *meta.Meta
+	topology  *topology.Topology
+	operators *operator.Controller
+	oracle    *tso.Oracle
+	began     time.Time
+	send      func(map[uint64][]*pdpb.Order)
+
+	mu struct {
+		sync.Mutex
+		verdicts []*pdpb.Verdict
+		waiting  string
+	}
+}
+
+func newDriver(
+	s *Server, m *meta.Meta, t *topology.Topology, c *operator.Controller, o *tso.Oracle,
+) *driver {
+	return &driver{s: s, m: m, topology: t, operators: c, oracle: o, began: time.Now()}
+}
+
+func (d *driver) run(ctx context.Context) error {
+	pass := time.NewTicker(passInterval)
+	defer pass.Stop()
+	persist := time.NewTicker(persistInterval)
+	defer persist.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-pass.C:
+			d.pass(ctx, time.Now())
+		case <-persist.C:
+			d.persist(ctx)
+		}
+	}
+}
+
+// pass plans once and sends the orders of everything in flight.
+func (d *driver) pass(ctx context.Context, now time.Time) {
+	v := d.view(now)
+	waiting := d.whyWait(v, now)
+	var verdicts []*pdpb.Verdict
+	if waiting == "" {
+		verdicts = d.plan(ctx, v, now)
+	}
+	orders, ended := d.operators.Advance(d.topology.Range, now)
+	for _, e := range ended {
+		d.report(e, now)
+	}
+	d.send(orders)
+	d.mu.Lock()
+	d.mu.verdicts, d.mu.waiting = verdicts, waiting
+	d.mu.Unlock()
+	d.measure(v, len(verdicts), time.Since(now))
+}
+
+func (d *driver) view(now time.Time) topology.View {
+	v := d.topology.View(now)
+	v.DownAfter = d.s.o.StoreDownAfter
+	v.SilentAfter = silentHeartbeats * d.s.o.StoreHeartbeat
+	v.Replicas, v.SplitSizeBytes = d.s.o.Replicas, d.s.o.SplitSizeBytes
+	return v
+}
+
+// whyWait holds planning back after a change of leader, until most ranges have
+// told how they are.
+func (d *driver) whyWait(v topology.View, now time.Time) string {
+	reported := 0
+	for _, r := range v.Ranges {
+		if !r.Reported.IsZero() {
+			reported++
+		}
+	}
+	if 10*reported >= 9*len(v.Ranges) || now.Sub(d.began) > d.s.o.ScheduleAfter {
+		return ""
+	}
+	return fmt.Sprintf("%d of %d ranges have reported since this PD leads", reported, len(v.Ranges))
+}
+
+// plan asks the checkers about every range and admits what they want.
+func (d *driver) plan(ctx context.Context, v topology.View, now time.Time) []*pdpb.Verdict {
+	var verdicts []*pdpb.Verdict
+	load := schedule.Load{}
+	for _, r := range v.Ranges {
+		id := r.Range.GetRangeId()
+		if d.operators.Busy(id) {
+			continue
+		}
+		op, why := schedule.Check(v, r, load)
+		if op != nil {
+			why = d.admit(ctx, op, r, now)
+		}
+		if why != "" && len(verdicts) < maxVerdicts {
+			verdicts = append(verdicts, &pdpb.Verdict{RangeId: id, Reason: why})
+		}
+	}
+	return verdicts
+}
+
+// admit gives the operator its ids and begins it; else it says why not.
+func (d *driver) admit(
+	ctx context.Context, op *operator.Operator, r *topology.Range, now time.Time,
+) string {
+	if why := d.operators.Room(op); why != "" {
+		return why
+	}
+	if err := d.name(ctx, op); err != nil {
+		return err.Error()
+	}
+	if err := d.operators.Admit(op, r, now); err != nil {
+		return err.Error()
+	}
+	d.s.o.Logger.Info("operator begins", "range", op.RangeID, "op", op.String())
+	return ""
+}
+
+// name gives new replicas their ids, which are never used again.
+func (d *driver) name(ctx context.Context, op *operator.Operator) error {
+	named := map[uint64]uint64{}
+	for i, s := range op.Steps {
+		if s.StoreID == 0 || s.ReplicaID != 0 {
+			continue
+		}
+		if named[s.StoreID] == 0 {
+			r, err := d.m.Propose(ctx, &pdpb.Command{Command: &pdpb.Command_AllocateIds{
+				AllocateIds: &pdpb.AllocateIDs{Count: 1},
+			}})
+			if err != nil {
+				return fmt.Errorf("pd: name a replica: %w", err)
+			}
+			named[s.StoreID] = r.GetFirstId()
+		}
+		op.Steps[i].ReplicaID = named[s.StoreID]
+	}
+	return nil
+}
+
+// split admits a manual split; it says why not, or nothing.
+func (d *driver) split(r *topology.Range, key []byte) string {
+	op := &operator.Operator{
+		RangeID: r.Range.GetRangeId(), Reason: "split: asked for by hand",
+		Steps: []operator.Step{{Kind: operator.Split, Key: bytes.Clone(key)}},
+	}
+	switch {
+	case r.Leader.GetStoreId() == 0 || r.Reported.IsZero():
+		return "its leaseholder has not reported yet"
+	case r.Report.GetHasUnbornChildren():
+		return "waits for the birth of a child"
+	}
+	if why := d.operators.Room(op); why != "" {
+		return why
+	}
+	if err := d.operators.Admit(op, r, time.Now()); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+func (d *driver) report(e operator.Ended, now time.Time) {
+	took := now.Sub(e.Operator.Began).Round(time.Millisecond)
+	if e.Failure != "" {
+		d.s.metrics.operators.WithLabelValues("failed").Inc()
+		d.s.o.Logger.Warn("operator given up",
+			"range", e.Operator.RangeID, "op", e.Operator.String(), "why", e.Failure, "took", took)
+		return
+	}
+	d.s.metrics.operators.WithLabelValues("done").Inc()
+	d.s.o.Logger.Info("operator done",
+		"range", e.Operator.RangeID, "op", e.Operator.String(), "took", took)
+}
+
+// persist writes changed descriptors down, so that the next start is fast. It
+// is never needed for correctness.
+func (d *driver) persist(ctx context.Context) {
+	ranges, dropped := d.topology.TakeDirty()
+	if len(ranges)+len(dropped) == 0 {
+		return
+	}
+	_, err := d.m.Propose(ctx, &pdpb.Command{Command: &pdpb.Command_PutRanges{
+		PutRanges: &pdpb.PutRanges{Ranges: ranges, DroppedRangeIds: dropped},
+	}})
+	if err != nil {
+		d.topology.PutBack(ranges, dropped)
+	}
+}
+
+func (d *driver) verdictList() []*pdpb.Verdict {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.mu.verdicts
+}
+
+func (d *driver) waiting() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.mu.waiting
+}
+
+func (d *driver) measure(v topology.View, verdicts int, took time.Duration) {
+	m := d.s.metrics
+	m.ranges.Set(float64(len(v.Ranges)))
+	m.verdicts.Set(float64(verdicts))
+	m.inFlight.Set(float64(len(d.operators.List(v.Now))))
+	m.pass.Observe(took.Seconds())
+	count := map[metapb.StoreState]int{}
+	for _, s := range v.Stores {
+		count[v.State(s)]++
+	}
+	for state, name := range metapb.StoreState_name {
+		if state != 0 {
+			m.stores.WithLabelValues(name).Set(float64(count[metapb.StoreState(state)]))
+		}
+	}
+}

@@ -1,0 +1,138 @@
+// Package operator is one change to one range in flight: a list of steps, each
+// of which knows when it is done and which order brings it about.
+package operator
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/ridgekv/ridge/pd/internal/topology"
+	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
+	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
+)
+
+// Kind is what a step does.
+type Kind int
+
+// The steps. They are done in the order an operator lists them.
+const (
+	// AddLearner adds a learner and waits until it is a full copy.
+	AddLearner Kind = iota
+	// Promote makes a learner a voter.
+	Promote
+	// TransferLeader moves leadership and lease to a replica.
+	TransferLeader
+	// Remove takes a replica out of the members.
+	Remove
+	// Split divides the range.
+	Split
+)
+
+// Step is one indivisible part of an operator.
+type Step struct {
+	Kind Kind
+	// ReplicaID and StoreID name the replica; 0 for Split. The id of a learner
+	// to add is given when the operator is admitted.
+	ReplicaID, StoreID uint64
+	// Key is where to split; empty lets the store choose.
+	Key []byte
+}
+
+// String renders the step as scripts and people see it.
+func (s Step) String() string {
+	switch s.Kind {
+	case AddLearner:
+		return fmt.Sprintf("add learner@%d", s.StoreID)
+	case Promote:
+		return fmt.Sprintf("promote @%d", s.StoreID)
+	case TransferLeader:
+		return fmt.Sprintf("transfer leader @%d", s.StoreID)
+	case Remove:
+		return fmt.Sprintf("remove @%d", s.StoreID)
+	}
+	if len(s.Key) > 0 {
+		return fmt.Sprintf("split at %q", s.Key)
+	}
+	return "split"
+}
+
+// Operator is a change of one range. Planners make it; a Controller runs it.
+type Operator struct {
+	ID      uint64
+	RangeID uint64
+	Reason  string
+	Steps   []Step
+
+	// Current is the step under way, Began and StepBegan when it started.
+	Current          int
+	Began, StepBegan time.Time
+	// spanEpoch is the range's at admission: another one ends the operator.
+	spanEpoch uint64
+}
+
+// String renders the operator: range, steps, reason.
+func (o *Operator) String() string {
+	parts := make([]string, len(o.Steps))
+	for i, s := range o.Steps {
+		parts[i] = s.String()
+	}
+	return fmt.Sprintf("range %d: %s   # %s", o.RangeID, strings.Join(parts, ", "), o.Reason)
+}
+
+// Done reports whether the step has come about.
+func (s Step) Done(r *topology.Range, spanEpoch uint64) bool {
+	m := r.Replica(s.ReplicaID)
+	switch s.Kind {
+	case AddLearner:
+		h := r.Health(s.ReplicaID)
+		return m != nil && (m.GetRole() == metapb.Role_ROLE_VOTER || h != nil &&
+			!h.GetLagging() && !h.GetMissing() && !h.GetPoisoned())
+	case Promote:
+		return m.GetRole() == metapb.Role_ROLE_VOTER
+	case TransferLeader:
+		return r.Leader.GetReplicaId() == s.ReplicaID
+	case Remove:
+		return m == nil
+	}
+	return r.Range.GetEpoch().GetSpan() > spanEpoch
+}
+
+// Orders returns what must be sent, and to which store, to bring the step
+// about. It may be sent again and again.
+func (s Step) Orders(o *Operator, r *topology.Range) map[uint64]*pdpb.Order {
+	out := map[uint64]*pdpb.Order{}
+	add := func(store uint64, order *pdpb.Order) {
+		order.RangeId, order.Epoch, order.OperatorId = o.RangeID, r.Range.GetEpoch(), o.ID
+		out[store] = order
+	}
+	leader := r.Leader.GetStoreId()
+	switch s.Kind {
+	case AddLearner:
+		add(s.StoreID, &pdpb.Order{Step: &pdpb.Order_CreateReplica{
+			CreateReplica: &pdpb.CreateReplica{ReplicaId: s.ReplicaID},
+		}})
+		if r.Replica(s.ReplicaID) == nil {
+			add(leader, &pdpb.Order{Step: &pdpb.Order_AddLearner{
+				AddLearner: &pdpb.AddLearner{ReplicaId: s.ReplicaID, StoreId: s.StoreID},
+			}})
+		}
+	case Promote:
+		add(leader, &pdpb.Order{Step: &pdpb.Order_Promote{
+			Promote: &pdpb.Promote{ReplicaId: s.ReplicaID, StoreId: s.StoreID},
+		}})
+	case TransferLeader:
+		add(leader, &pdpb.Order{Step: &pdpb.Order_TransferLeader{
+			TransferLeader: &pdpb.TransferLeader{ReplicaId: s.ReplicaID, StoreId: s.StoreID},
+		}})
+	case Remove:
+		add(leader, &pdpb.Order{Step: &pdpb.Order_RemoveReplica{
+			RemoveReplica: &pdpb.RemoveReplica{ReplicaId: s.ReplicaID, StoreId: s.StoreID},
+		}})
+	case Split:
+		add(leader, &pdpb.Order{Step: &pdpb.Order_Split{
+			Split: &pdpb.SplitOrder{SplitKey: s.Key},
+		}})
+	}
+	return out
+}

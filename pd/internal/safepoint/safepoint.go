@@ -1,0 +1,53 @@
+// Package safepoint moves the points below which history may be forgotten.
+//
+// Law P3: gc <= txn <= every hold, and neither ever decreases. The state
+// machine keeps it; this loop only says what it would like.
+package safepoint
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/ridgekv/ridge/pd/internal/tso"
+	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
+)
+
+// Log is PD's group.
+type Log interface {
+	Propose(ctx context.Context, c *pdpb.Command) (*pdpb.CommandResult, error)
+}
+
+// Run raises both points to retention ago, again and again, until ctx ends or
+// the oracle is lost. There are no locks in this release, so the GC safe point
+// follows the transactions' at once.
+func Run(ctx context.Context, log Log, oracle *tso.Oracle, retention time.Duration) error {
+	ticker := time.NewTicker(interval(retention))
+	defer ticker.Stop()
+	for {
+		now, err := oracle.Timestamps(ctx, 1)
+		switch {
+		case errors.Is(err, tso.ErrNotOwner):
+			return err
+		case err == nil:
+			point := uint64(now.Add(-retention))
+			// A failure is made good by the next round.
+			_, _ = log.Propose(ctx, &pdpb.Command{Command: &pdpb.Command_RaiseSafePoint{
+				RaiseSafePoint: &pdpb.RaiseSafePoint{
+					Txn: point, Gc: point, NowUnixMs: uint64(time.Now().UnixMilli()),
+				},
+			}})
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		}
+	}
+}
+
+// interval is how often the points move: often enough that history is kept not
+// much longer than asked.
+func interval(retention time.Duration) time.Duration {
+	return min(max(retention/20, 200*time.Millisecond), 30*time.Second)
+}

@@ -1,0 +1,200 @@
+package service
+
+import (
+	"context"
+	"time"
+
+	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
+	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
+)
+
+// RegisterStore admits a store; the first one ever bootstraps the cluster.
+func (s *Service) RegisterStore(
+	ctx context.Context, req *pdpb.RegisterStoreRequest,
+) (out *pdpb.RegisterStoreResponse, _ error) {
+	out = &pdpb.RegisterStoreResponse{}
+	m, l, err := s.confirmed(ctx, req.GetHeader())
+	if err == nil {
+		err = checkStore(req.GetStore())
+	}
+	if err != nil {
+		out.Error = s.pdError(err)
+		return out, nil
+	}
+	var silent []uint64
+	now := time.Now()
+	for _, st := range l.Topology.Stores() {
+		if now.Sub(st.Heard) > 10*time.Second {
+			silent = append(silent, st.Store.GetStoreId())
+		}
+	}
+	r, err := fromResult(m.Propose(ctx, &pdpb.Command{Command: &pdpb.Command_AdmitStore{
+		AdmitStore: &pdpb.AdmitStore{Store: req.GetStore(), SilentStoreIds: silent},
+	}}))
+	if err != nil {
+		out.Error = s.pdError(err)
+		return out, nil
+	}
+	l.Topology.PutStore(r.GetStore(), now)
+	if r.GetFirstRange() != nil {
+		s.o.Logger.Info("store bears the first range", "store", r.GetStore().GetStoreId())
+	}
+	out.ClusterId, out.StoreId, out.FirstRange = m.ClusterID(), r.GetStore().GetStoreId(), r.GetFirstRange()
+	out.Config, out.Stores = m.Config(), s.stores(l)
+	if t, err := l.Oracle.Timestamps(ctx, 1); err == nil {
+		out.Timestamp = uint64(t)
+	}
+	return out, nil
+}
+
+// stores lists all stores with their states as seen now.
+func (s *Service) stores(l *Leading) []*metapb.Store {
+	var out []*metapb.Store
+	for _, info := range s.storeInfos(l) {
+		out = append(out, info.GetStore())
+	}
+	return out
+}
+
+func (s *Service) storeInfos(l *Leading) []*pdpb.StoreInfo {
+	now := time.Now()
+	var out []*pdpb.StoreInfo
+	for _, st := range l.Topology.Stores() {
+		store := st.Store
+		if store.GetState() != metapb.StoreState_STORE_STATE_GONE && now.Sub(st.Heard) >= l.DownAfter {
+			store = &metapb.Store{
+				StoreId: store.GetStoreId(), GrpcAddress: store.GetGrpcAddress(),
+				RaftAddress: store.GetRaftAddress(), Labels: store.GetLabels(),
+				Version: store.GetVersion(), DiskState: store.GetDiskState(),
+				State: metapb.StoreState_STORE_STATE_DOWN,
+			}
+		}
+		out = append(out, &pdpb.StoreInfo{
+			Store: store, Stats: st.Stats, LastHeartbeatUnixMs: uint64(st.Heard.UnixMilli()),
+		})
+	}
+	return out
+}
+
+// StoreHeartbeat takes a store's report.
+func (s *Service) StoreHeartbeat(
+	ctx context.Context, req *pdpb.StoreHeartbeatRequest,
+) (*pdpb.StoreHeartbeatResponse, error) {
+	out := &pdpb.StoreHeartbeatResponse{}
+	m, l, err := s.lead(req.GetHeader())
+	if err != nil {
+		out.Error = s.pdError(err)
+		return out, nil
+	}
+	stats := req.GetStats()
+	if stats == nil {
+		stats = &pdpb.StoreStats{}
+	}
+	if !l.Topology.HeardStore(req.GetStoreId(), stats, req.GetDiskState(), time.Now()) {
+		out.Error = s.pdError(refuse(pdpb.PDErrorReason_PD_ERROR_REASON_NOT_FOUND,
+			"store %d is not registered", req.GetStoreId()))
+		return out, nil
+	}
+	for _, rec := range m.Stores() {
+		if rec.GetStore().GetStoreId() != req.GetStoreId() {
+			continue
+		}
+		if rec.GetStore().GetState() == metapb.StoreState_STORE_STATE_GONE {
+			out.Error = s.pdError(refuse(pdpb.PDErrorReason_PD_ERROR_REASON_STORE_GONE,
+				"store %d was declared gone", req.GetStoreId()))
+			return out, nil
+		}
+		if !rec.GetActivated() {
+			_, err = fromResult(m.Propose(ctx, &pdpb.Command{Command: &pdpb.Command_ActivateStore{
+				ActivateStore: &pdpb.ActivateStore{StoreId: req.GetStoreId()},
+			}}))
+		}
+	}
+	out.Error = s.pdError(err)
+	out.GcSafePoint, out.TxnSafePoint, _ = m.SafePoints()
+	out.Config, out.Stores = m.Config(), s.stores(l)
+	return out, nil
+}
+
+// ListStores lists all stores.
+func (s *Service) ListStores(
+	_ context.Context, req *pdpb.ListStoresRequest,
+) (*pdpb.ListStoresResponse, error) {
+	_, l, err := s.lead(req.GetHeader())
+	if err != nil {
+		return &pdpb.ListStoresResponse{Error: s.pdError(err)}, nil
+	}
+	return &pdpb.ListStoresResponse{Stores: s.storeInfos(l)}, nil
+}
+
+// SetStoreState is an administrator's word on a store.
+func (s *Service) SetStoreState(
+	ctx context.Context, req *pdpb.SetStoreStateRequest,
+) (*pdpb.SetStoreStateResponse, error) {
+	m, l, err := s.confirmed(ctx, req.GetHeader())
+	if err != nil {
+		return &pdpb.SetStoreStateResponse{Error: s.pdError(err)}, nil
+	}
+	r, err := fromResult(m.Propose(ctx, &pdpb.Command{Command: &pdpb.Command_PutStoreState{
+		PutStoreState: &pdpb.PutStoreState{StoreId: req.GetStoreId(), State: req.GetState()},
+	}}))
+	if err != nil {
+		return &pdpb.SetStoreStateResponse{Error: s.pdError(err)}, nil
+	}
+	l.Topology.PutStore(r.GetStore(), time.Now())
+	return &pdpb.SetStoreStateResponse{Store: r.GetStore()}, nil
+}
+
+// GetSafePoint returns both points and the holds.
+func (s *Service) GetSafePoint(
+	_ context.Context, req *pdpb.GetSafePointRequest,
+) (*pdpb.GetSafePointResponse, error) {
+	m, _, err := s.lead(req.GetHeader())
+	if err != nil {
+		return &pdpb.GetSafePointResponse{Error: s.pdError(err)}, nil
+	}
+	out := &pdpb.GetSafePointResponse{}
+	out.GcSafePoint, out.TxnSafePoint, out.Holds = m.SafePoints()
+	return out, nil
+}
+
+// maxHoldTTL bounds how long a hold lives without being renewed.
+const maxHoldTTL = 24 * time.Hour
+
+// SetHold creates or renews a hold.
+func (s *Service) SetHold(
+	ctx context.Context, req *pdpb.SetHoldRequest,
+) (*pdpb.SetHoldResponse, error) {
+	m, _, err := s.confirmed(ctx, req.GetHeader())
+	ttl := time.Duration(min(req.GetTtlMs(), uint64(maxHoldTTL.Milliseconds()))) * time.Millisecond
+	switch {
+	case err != nil:
+	case req.GetHoldId() == "" || len(req.GetHoldId()) > 256:
+		err = invalid("hold_id must have 1 to 256 bytes")
+	case ttl <= 0 || req.GetTtlMs() > uint64(maxHoldTTL.Milliseconds()):
+		err = invalid("ttl_ms must be within 1 and %d", maxHoldTTL.Milliseconds())
+	}
+	if err != nil {
+		return &pdpb.SetHoldResponse{Error: s.pdError(err)}, nil
+	}
+	r, err := fromResult(m.Propose(ctx, &pdpb.Command{Command: &pdpb.Command_PutHold{
+		PutHold: &pdpb.PutHold{
+			HoldId: req.GetHoldId(), Ts: req.GetTs(),
+			ExpiresAtUnixMs: uint64(time.Now().Add(ttl).UnixMilli()),
+		},
+	}}))
+	return &pdpb.SetHoldResponse{Error: s.pdError(err), GcSafePoint: r.GetGcSafePoint()}, nil
+}
+
+// ReleaseHold ends a hold; one that does not exist is released already.
+func (s *Service) ReleaseHold(
+	ctx context.Context, req *pdpb.ReleaseHoldRequest,
+) (*pdpb.ReleaseHoldResponse, error) {
+	m, _, err := s.confirmed(ctx, req.GetHeader())
+	if err == nil {
+		_, err = fromResult(m.Propose(ctx, &pdpb.Command{Command: &pdpb.Command_DropHold{
+			DropHold: &pdpb.DropHold{HoldId: req.GetHoldId()},
+		}}))
+	}
+	return &pdpb.ReleaseHoldResponse{Error: s.pdError(err)}, nil
+}

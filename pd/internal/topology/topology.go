@@ -1,0 +1,314 @@
+// Package topology is what the cluster looks like now: stores and ranges as
+// their heartbeats tell. It is soft state of the PD that leads.
+package topology
+
+import (
+	"bytes"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/google/btree"
+
+	"github.com/ridgekv/ridge/pd/internal/meta"
+	"github.com/ridgekv/ridge/proto/keys"
+	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
+	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
+)
+
+// Store is a store with what its last heartbeat said. It is immutable.
+type Store struct {
+	Store *metapb.Store
+	Stats *pdpb.StoreStats
+	// Heard is when the last heartbeat came; the start of this leadership if
+	// none came since.
+	Heard time.Time
+}
+
+// Range is a range with what its leaseholder said last. It is immutable.
+type Range struct {
+	Range  *metapb.Range
+	Leader *metapb.Leader
+	Report *pdpb.RangeReport
+	// Reported is when its leaseholder reported last; zero when it is only
+	// remembered from before this leadership.
+	Reported time.Time
+	// Revision grows with every change of the route.
+	Revision uint64
+}
+
+// Route renders r for clients.
+func (r *Range) Route() *pdpb.Route {
+	return &pdpb.Route{
+		Range: r.Range, Leader: r.Leader,
+		SizeBytes: r.Report.GetSizeBytes(), KeyCount: r.Report.GetKeyCount(),
+	}
+}
+
+// Health returns what the leaseholder said of a replica.
+func (r *Range) Health(replicaID uint64) *pdpb.ReplicaHealth {
+	for _, h := range r.Report.GetHealth() {
+		if h.GetReplicaId() == replicaID {
+			return h
+		}
+	}
+	return nil
+}
+
+// Replica finds a member by its id; nil when it is none.
+func (r *Range) Replica(replicaID uint64) *metapb.Replica {
+	for _, m := range r.Range.GetReplicas() {
+		if m.GetReplicaId() == replicaID {
+			return m
+		}
+	}
+	return nil
+}
+
+// Topology is written by heartbeats and read by everybody.
+type Topology struct {
+	mu struct {
+		sync.RWMutex
+		ranges map[uint64]*Range
+		// spans orders the same ranges by start key. Invariant: they do not
+		// overlap; between overlapping reports the larger span epoch won.
+		spans  *btree.BTreeG[*Range]
+		stores map[uint64]*Store
+		// dirty ranges are not yet persisted; dropped ones are to be forgotten.
+		dirty    map[uint64]bool
+		dropped  map[uint64]bool
+		revision uint64
+		changed  chan struct{}
+	}
+}
+
+// New returns a topology of remembered descriptors and stores.
+func New(now time.Time, stores []*pdpb.StoreRecord, ranges []*metapb.Range) *Topology {
+	t := &Topology{}
+	t.mu.ranges = map[uint64]*Range{}
+	t.mu.spans = btree.NewG(32, func(a, b *Range) bool {
+		return bytes.Compare(a.Range.GetSpan().GetStart(), b.Range.GetSpan().GetStart()) < 0
+	})
+	t.mu.stores = map[uint64]*Store{}
+	t.mu.dirty, t.mu.dropped = map[uint64]bool{}, map[uint64]bool{}
+	t.mu.changed = make(chan struct{})
+	for _, s := range stores {
+		t.mu.stores[s.GetStore().GetStoreId()] = &Store{Store: s.GetStore(), Heard: now}
+	}
+	for _, r := range ranges {
+		t.putLocked(&Range{Range: r})
+	}
+	clear(t.mu.dirty)
+	return t
+}
+
+// PutStore takes in a store as it is registered.
+func (t *Topology) PutStore(s *metapb.Store, now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	next := &Store{Store: s, Heard: now}
+	if old := t.mu.stores[s.GetStoreId()]; old != nil {
+		next.Stats, next.Heard = old.Stats, old.Heard
+	}
+	t.mu.stores[s.GetStoreId()] = next
+	t.announceLocked()
+}
+
+// HeardStore takes in a store heartbeat; false when the store is unknown.
+func (t *Topology) HeardStore(
+	id uint64, stats *pdpb.StoreStats, disk metapb.DiskState, now time.Time,
+) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old := t.mu.stores[id]
+	if old == nil {
+		return false
+	}
+	next := &Store{Store: old.Store, Stats: stats, Heard: now}
+	if old.Store.GetDiskState() != disk {
+		next.Store = withDisk(old.Store, disk)
+		defer t.announceLocked()
+	}
+	t.mu.stores[id] = next
+	return true
+}
+
+func withDisk(s *metapb.Store, disk metapb.DiskState) *metapb.Store {
+	return &metapb.Store{
+		StoreId: s.GetStoreId(), GrpcAddress: s.GetGrpcAddress(), RaftAddress: s.GetRaftAddress(),
+		Labels: s.GetLabels(), Version: s.GetVersion(), State: s.GetState(), DiskState: disk,
+	}
+}
+
+// Report takes in what the leaseholder of a range says. It reports whether the
+// descriptor was taken: an older span that overlaps newer ones is refused.
+func (t *Topology) Report(p *pdpb.RangeReport, now time.Time) bool {
+	r := p.GetRange()
+	if r.GetRangeId() == 0 || !keys.FromProto(r.GetSpan()).Valid() {
+		return false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old := t.mu.ranges[r.GetRangeId()]
+	next := &Range{Range: r, Leader: p.GetLeader(), Report: p, Reported: now}
+	if old != nil {
+		next.Range = meta.MergeRange(old.Range, r)
+		next.Revision = old.Revision
+		if old.Leader.GetTerm() > p.GetLeader().GetTerm() {
+			return false // a deposed leader that does not know it yet
+		}
+	}
+	if !t.putLocked(next) {
+		return false
+	}
+	if old == nil || old.Range != next.Range || !sameLeader(old.Leader, next.Leader) {
+		t.announceLocked()
+	}
+	return true
+}
+
+func sameLeader(a, b *metapb.Leader) bool {
+	return a.GetReplicaId() == b.GetReplicaId() && a.GetStoreId() == b.GetStoreId()
+}
+
+// putLocked makes r the truth about its span. Ranges that it overlaps and that
+// have a smaller span epoch are dropped; one with a larger or equal epoch
+// makes r the stale one.
+func (t *Topology) putLocked(r *Range) bool {
+	for _, o := range t.overlapsLocked(keys.FromProto(r.Range.GetSpan())) {
+		if o.Range.GetRangeId() != r.Range.GetRangeId() &&
+			o.Range.GetEpoch().GetSpan() >= r.Range.GetEpoch().GetSpan() {
+			return false
+		}
+	}
+	old := t.mu.ranges[r.Range.GetRangeId()]
+	if old != nil {
+		t.mu.spans.Delete(old)
+	}
+	for _, o := range t.overlapsLocked(keys.FromProto(r.Range.GetSpan())) {
+		t.mu.spans.Delete(o)
+		delete(t.mu.ranges, o.Range.GetRangeId())
+		t.mu.dropped[o.Range.GetRangeId()] = true
+	}
+	if old == nil || old.Range != r.Range || !sameLeader(old.Leader, r.Leader) {
+		t.mu.revision++
+		r.Revision = t.mu.revision
+	}
+	if old == nil || old.Range != r.Range {
+		t.mu.dirty[r.Range.GetRangeId()] = true
+		delete(t.mu.dropped, r.Range.GetRangeId())
+	}
+	t.mu.ranges[r.Range.GetRangeId()] = r
+	t.mu.spans.ReplaceOrInsert(r)
+	return true
+}
+
+func at(start []byte) *Range {
+	return &Range{Range: &metapb.Range{Span: &metapb.Span{Start: start}}}
+}
+
+// overlapsLocked lists the ranges that share a key with span, in order.
+func (t *Topology) overlapsLocked(span keys.Span) []*Range {
+	var out []*Range
+	t.mu.spans.DescendLessOrEqual(at(span.Start), func(r *Range) bool {
+		if keys.FromProto(r.Range.GetSpan()).Overlaps(span) {
+			out = append(out, r)
+		}
+		return false
+	})
+	t.mu.spans.AscendGreaterOrEqual(at(span.Start), func(r *Range) bool {
+		s := keys.FromProto(r.Range.GetSpan())
+		if !s.Overlaps(span) {
+			return false
+		}
+		if len(out) == 0 || out[0] != r {
+			out = append(out, r)
+		}
+		return true
+	})
+	return out
+}
+
+// Find returns the range that holds key; nil when no range is known to.
+func (t *Topology) Find(key []byte) *Range {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if rs := t.overlapsLocked(keys.Single(key)); len(rs) > 0 {
+		return rs[0]
+	}
+	return nil
+}
+
+// Range returns a range by its id; nil when it is not known.
+func (t *Topology) Range(id uint64) *Range {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.mu.ranges[id]
+}
+
+// List returns up to limit ranges of span in order, and whether there are more.
+func (t *Topology) List(span keys.Span, limit int) (out []*Range, more bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	out = t.overlapsLocked(span)
+	if len(out) > limit {
+		return out[:limit], true
+	}
+	return out, false
+}
+
+// Stores lists all stores, by id.
+func (t *Topology) Stores() []*Store {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	out := make([]*Store, 0, len(t.mu.stores))
+	for _, s := range t.mu.stores {
+		out = append(out, s)
+	}
+	slices.SortFunc(out, func(a, b *Store) int {
+		return int(a.Store.GetStoreId()) - int(b.Store.GetStoreId())
+	})
+	return out
+}
+
+// Changed returns the revision and a channel that is closed at the next change
+// of a route or a store.
+func (t *Topology) Changed() (revision uint64, next <-chan struct{}) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.mu.revision, t.mu.changed
+}
+
+func (t *Topology) announceLocked() {
+	close(t.mu.changed)
+	t.mu.changed = make(chan struct{})
+}
+
+// TakeDirty returns what changed since the last call, to be persisted.
+func (t *Topology) TakeDirty() (ranges []*metapb.Range, dropped []uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for id := range t.mu.dirty {
+		if r := t.mu.ranges[id]; r != nil {
+			ranges = append(ranges, r.Range)
+		}
+	}
+	for id := range t.mu.dropped {
+		dropped = append(dropped, id)
+	}
+	clear(t.mu.dirty)
+	clear(t.mu.dropped)
+	return ranges, dropped
+}
+
+// PutBack returns what TakeDirty gave and could not be persisted.
+func (t *Topology) PutBack(ranges []*metapb.Range, dropped []uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, r := range ranges {
+		t.mu.dirty[r.GetRangeId()] = true
+	}
+	for _, id := range dropped {
+		t.mu.dropped[id] = true
+	}
+}

@@ -1,0 +1,69 @@
+package topology
+
+import (
+	"slices"
+	"time"
+
+	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
+)
+
+// View is an immutable picture for planners.
+type View struct {
+	Now time.Time
+	// Ranges are ordered by span.
+	Ranges []*Range
+	Stores []*Store
+	// DownAfter is how long a store may be silent before it counts as down,
+	// SilentAfter how long before nothing new is given to it.
+	DownAfter, SilentAfter time.Duration
+	// Replicas is the configured number of voters, SplitSizeBytes the size from
+	// which a range is split.
+	Replicas       int
+	SplitSizeBytes uint64
+}
+
+// View takes a picture.
+func (t *Topology) View(now time.Time) View {
+	v := View{Now: now, Stores: t.Stores()}
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	v.Ranges = make([]*Range, 0, t.mu.spans.Len())
+	t.mu.spans.Ascend(func(r *Range) bool {
+		v.Ranges = append(v.Ranges, r)
+		return true
+	})
+	return v
+}
+
+// Store returns a store by its id; nil when it is not known.
+func (v View) Store(id uint64) *Store {
+	i, ok := slices.BinarySearchFunc(v.Stores, id, func(s *Store, id uint64) int {
+		return int(s.Store.GetStoreId()) - int(id)
+	})
+	if !ok {
+		return nil
+	}
+	return v.Stores[i]
+}
+
+// State is a store's state as planners see it: silence makes it DOWN.
+func (v View) State(s *Store) metapb.StoreState {
+	switch {
+	case s == nil:
+		return metapb.StoreState_STORE_STATE_GONE
+	case s.Store.GetState() == metapb.StoreState_STORE_STATE_GONE:
+		return metapb.StoreState_STORE_STATE_GONE
+	case v.Now.Sub(s.Heard) >= v.DownAfter:
+		return metapb.StoreState_STORE_STATE_DOWN
+	}
+	return s.Store.GetState()
+}
+
+// Receives reports whether a new replica may be placed on s: it is up, was
+// heard lately and has room.
+func (v View) Receives(s *Store) bool {
+	return v.State(s) == metapb.StoreState_STORE_STATE_UP &&
+		s.Stats != nil && v.Now.Sub(s.Heard) < v.SilentAfter &&
+		(s.Store.GetDiskState() == metapb.DiskState_DISK_STATE_OK ||
+			s.Store.GetDiskState() == metapb.DiskState_DISK_STATE_UNSPECIFIED)
+}

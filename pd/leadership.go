@@ -1,0 +1,211 @@
+package pd
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/ridgekv/ridge/pd/internal/meta"
+	"github.com/ridgekv/ridge/pd/internal/operator"
+	"github.com/ridgekv/ridge/pd/internal/safepoint"
+	"github.com/ridgekv/ridge/pd/internal/service"
+	"github.com/ridgekv/ridge/pd/internal/topology"
+	"github.com/ridgekv/ridge/pd/internal/tso"
+	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
+)
+
+const (
+	// probeWait is how long a new leader waits for the other members' clocks.
+	probeWait = 300 * time.Millisecond
+	// maxClockSkew is how far this member's wall clock may be from the others'
+	// before it declines to lead: it would carry the timestamps away for good.
+	maxClockSkew = time.Hour
+	// lookAgain is how often leadership is looked at without a bell.
+	lookAgain = 200 * time.Millisecond
+	// declineFor is how long a member with a wrong clock stands back.
+	declineFor = 5 * time.Second
+)
+
+// leadership starts what runs while this PD leads, and stops it. PD's leader is
+// whoever the TSO record names; that Raft made this member its leader is only
+// the hint to take the record over.
+type leadership struct {
+	s *Server
+	m *meta.Meta
+	// wake passes the bell of the group on to whoever waits in run.
+	wake chan struct{}
+}
+
+func newLeadership(s *Server, m *meta.Meta) *leadership {
+	return &leadership{s: s, m: m, wake: make(chan struct{}, 1)}
+}
+
+// listen answers questions for this member's clock and passes the bell on.
+func (l *leadership) listen(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-l.m.Bell():
+		}
+		if err := l.m.AnswerClock(ctx); err != nil && ctx.Err() == nil {
+			l.s.o.Logger.Warn("clock question not answered", "err", err)
+		}
+		select {
+		case l.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// run leads whenever Raft says so, until ctx ends.
+func (l *leadership) run(ctx context.Context) error {
+	ticker := time.NewTicker(lookAgain)
+	defer ticker.Stop()
+	var standBack time.Time
+	for {
+		if l.m.Leader() == l.s.o.MemberID && time.Now().After(standBack) {
+			err := l.lead(ctx)
+			if ctx.Err() == nil && err != nil {
+				l.s.o.Logger.Warn("leadership ended", "member", l.s.o.MemberID, "err", err)
+			}
+			if errors.Is(err, errSkew) {
+				standBack = time.Now().Add(declineFor)
+				l.handAway()
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		case <-l.wake:
+		}
+	}
+}
+
+var errSkew = errors.New("the wall clock is more than an hour from the other members'")
+
+// handAway asks Raft for another leader, whose clock may be right.
+func (l *leadership) handAway() {
+	for _, m := range l.s.o.Members {
+		if m.ID != l.s.o.MemberID && l.m.Transfer(m.ID) == nil {
+			return
+		}
+	}
+}
+
+// checkClock compares this member's wall clock with those that answer.
+func (l *leadership) checkClock(ctx context.Context) error {
+	if len(l.s.o.Members) == 1 {
+		return nil
+	}
+	ahead, err := l.m.ProbeClocks(ctx, randomID(), probeWait, l.wake)
+	if err != nil {
+		return fmt.Errorf("probe clocks: %w", err)
+	}
+	for id, d := range ahead {
+		if d.Abs() > maxClockSkew {
+			return fmt.Errorf("member %d is ahead by %s: %w", id, d, errSkew)
+		}
+	}
+	return nil
+}
+
+func randomID() uint64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return binary.LittleEndian.Uint64(b[:])>>1 | 1
+}
+
+// lead takes the record over and works until another run has it, Raft names
+// another leader, or ctx ends.
+func (l *leadership) lead(ctx context.Context) error {
+	if err := l.checkClock(ctx); err != nil {
+		return err
+	}
+	record, err := l.m.ReadTSO(ctx)
+	if err != nil {
+		return err
+	}
+	oracle := tso.New(l.m, l.s.o.MemberID)
+	if err := oracle.TakeOver(ctx, record.GetEpoch(), time.Now()); err != nil {
+		return err
+	}
+	if err := l.agreeOnCluster(ctx); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	d := newDriver(l.s, l.m, topology.New(time.Now(), l.m.Stores(), l.m.Ranges()),
+		operator.NewController(operator.Limits{
+			StoreImages: l.s.o.StoreImages, StepTimeout: l.s.o.OperatorTimeout, Splits: maxSplits,
+		}, oracle.Epoch()<<32), oracle)
+	l.s.service.Lead(d.leading(ctx))
+	l.s.metrics.leads.Set(1)
+	l.s.o.Logger.Info("this PD leads", "member", l.s.o.MemberID, "epoch", oracle.Epoch())
+	var wg sync.WaitGroup
+	errc := make(chan error, 4)
+	wg.Go(func() { errc <- oracle.Run(ctx) })
+	wg.Go(func() { errc <- d.run(ctx) })
+	wg.Go(func() { errc <- safepoint.Run(ctx, l.m, oracle, l.s.o.Retention) })
+	wg.Go(func() { errc <- l.watchRaft(ctx) })
+	err = <-errc
+	l.s.service.Lead(nil)
+	l.s.metrics.leads.Set(0)
+	cancel()
+	wg.Wait()
+	return err
+}
+
+// agreeOnCluster names the cluster, once, and brings this member's settings
+// into force.
+func (l *leadership) agreeOnCluster(ctx context.Context) error {
+	config := &pdpb.ClusterConfig{
+		Replicas: uint32(l.s.o.Replicas), SplitSizeBytes: l.s.o.SplitSizeBytes,
+		StoreHeartbeatMs: uint64(l.s.o.StoreHeartbeat.Milliseconds()),
+		RetentionMs:      uint64(l.s.o.Retention.Milliseconds()),
+	}
+	commands := []*pdpb.Command{
+		{Command: &pdpb.Command_InitCluster{
+			InitCluster: &pdpb.InitCluster{ClusterId: randomID(), Config: config},
+		}},
+		{Command: &pdpb.Command_PutConfig{PutConfig: &pdpb.PutConfig{Config: config}}},
+	}
+	for _, c := range commands {
+		if _, err := l.m.Propose(ctx, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// watchRaft ends leadership when Raft has had another leader for a while: the
+// record would name this run until the other takes it over.
+func (l *leadership) watchRaft(ctx context.Context) error {
+	ticker := time.NewTicker(lookAgain)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		}
+		if id := l.m.Leader(); id != 0 && id != l.s.o.MemberID {
+			return fmt.Errorf("raft is led by member %d", id)
+		}
+	}
+}
+
+// leading is what the service answers with.
+func (d *driver) leading(ctx context.Context) *service.Leading {
+	l := &service.Leading{
+		Oracle: d.oracle, Topology: d.topology, Operators: d.operators,
+		Verdicts: d.verdictList, Waiting: d.waiting, Split: d.split,
+		DownAfter: d.s.o.StoreDownAfter, Done: ctx.Done(),
+	}
+	d.send = l.SendOrders
+	return l
+}
