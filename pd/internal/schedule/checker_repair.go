@@ -197,7 +197,7 @@ func promotion(m *metapb.Replica) []operator.Step {
 func grow(
 	op *operator.Operator, v topology.View, r *topology.Range, s replicas, target int, load Load,
 ) (*operator.Operator, string) {
-	need := 2 - len(s.voters)%2 // to the next odd number
+	need := 1 + len(s.voters)%2 // to the next odd number
 	if len(s.voters)+need > target {
 		need = target - len(s.voters)
 	}
