@@ -249,6 +249,31 @@ func TestNothingNewIsSentToASilentStore(t *testing.T) {
 	put(t, c, "k", "3")
 }
 
+// A store that is starting or draining refuses streams: what was sent on one
+// that it refused had no effect, and goes elsewhere.
+func TestWritesLeaveAStoreThatRefusesStreams(t *testing.T) {
+	cluster := clustertest.New(t, 1, 2)
+	c := open(t, cluster, client.Options{})
+	put(t, c, "k", "0")
+	cluster.Store(1).Kill()
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, _, err := c.Get(ctx, []byte("k")); err == nil { // it notices the break
+		t.Fatal("a dead store answered")
+	}
+	cluster.Store(1).RefuseStreams(errs.Unavailable{Part: "store"})
+	cluster.Store(1).Start()
+	time.AfterFunc(200*time.Millisecond, func() { cluster.MoveLeader(1, 2) })
+	var wg sync.WaitGroup
+	for i := range 50 {
+		wg.Go(func() { put(t, c, fmt.Sprint(i), "1") })
+	}
+	wg.Wait()
+	if n := cluster.Store(1).Arrivals("put"); n != 1 {
+		t.Errorf("%d puts arrived at the store that refuses", n)
+	}
+}
+
 func TestUnknownOutcomesAreNeverResent(t *testing.T) {
 	unknown := errs.ToProto(errs.UnknownOutcome{RangeID: 1})
 	odd := errs.ToProto(errs.Unavailable{Part: "quorum"})

@@ -41,6 +41,7 @@ type Store struct {
 	mu struct {
 		sync.Mutex
 		hook     func(*kvpb.Request) *Script
+		refusal  error
 		frozen   chan struct{}
 		arrivals map[string]int
 		tokens   []uint64
@@ -68,6 +69,14 @@ func (s *Store) Hook(f func(*kvpb.Request) *Script) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mu.hook = f
+}
+
+// RefuseStreams answers every new stream with err, as a store does that is not
+// ready or drains; nil ends it.
+func (s *Store) RefuseStreams(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.refusal = err
 }
 
 // Freeze lets the store answer nothing, as SIGSTOP would, until Thaw.
@@ -185,7 +194,9 @@ func (s *Store) greet(h *kvpb.Hello) error {
 	if h.GetStoreId() != s.ID {
 		return errs.StoreMismatch{Want: h.GetStoreId(), Have: s.ID}
 	}
-	return nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mu.refusal
 }
 
 func (s *Store) arrived(req *kvpb.Request) {
