@@ -49,7 +49,8 @@ func (p *Process) Start() error {
 		return fmt.Errorf("harness: %w", err)
 	}
 	defer log.Close()
-	fmt.Fprintf(log, "---- %s: start %s\n", time.Now().Format(time.TimeOnly), strings.Join(p.args, " "))
+	now := time.Now().Format(time.TimeOnly)
+	fmt.Fprintf(log, "---- %s: start %s\n", now, strings.Join(p.args, " "))
 	cmd := exec.Command(p.binary, p.args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = cleanEnvironment()

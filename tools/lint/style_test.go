@@ -62,8 +62,11 @@ var calls = []struct {
 		"github.com/prometheus/client_golang/prometheus", "MustRegister", "", false,
 		"register on the Registerer that was passed in: no globals",
 	},
-	{"time", "Sleep", "tests/harness tests/chaos", false, "in a test: wait for the state " +
-		"itself (harness.Eventually, a channel, a synctest bubble); in code: a timer and the context"},
+	{
+		"time", "Sleep", "tests/harness tests/chaos", false,
+		"in a test: wait for the state itself (an eventually function, a channel, a synctest " +
+			"bubble); in code: a timer and the context",
+	},
 }
 
 // pure are the rooms where the same input must give the same output.
@@ -206,6 +209,8 @@ func checkGo(t *testing.T, s *source) {
 }
 
 func checkCalls(t *testing.T, s *source) {
+	library := strings.HasSuffix(s.dir, "test") // of tests
+	waiting := waitingFunctions(s)
 	bubble := slices.Contains(importPaths(s), "testing/synctest")
 	isPure := contains(pure, s.dir) && !s.test && !slices.Contains(paced, s.path) &&
 		!strings.HasSuffix(s.dir, "simtest")
@@ -220,9 +225,10 @@ func checkCalls(t *testing.T, s *source) {
 		}
 		pkg, name := s.imports[x.Name], sel.Sel.Name
 		for _, c := range calls {
-			inBubble := name == "Sleep" && bubble
+			mayWait := name == "Sleep" && (bubble || library || slices.ContainsFunc(waiting,
+				func(f *ast.FuncDecl) bool { return f.Pos() <= sel.Pos() && sel.End() <= f.End() }))
 			if c.pkg == pkg && c.name == name && !contains(c.where, s.dir) &&
-				!(c.tests && s.test) && !inBubble {
+				!(c.tests && (s.test || library)) && !mayWait {
 				t.Errorf("%s: %s.%s: %s", s.at(sel), x.Name, name, c.why)
 			}
 		}
@@ -233,6 +239,17 @@ func checkCalls(t *testing.T, s *source) {
 		}
 		return true
 	})
+}
+
+// waitingFunctions are those named eventually: they look at a state in a loop.
+func waitingFunctions(s *source) []*ast.FuncDecl {
+	var out []*ast.FuncDecl
+	for _, d := range s.file.Decls {
+		if f, ok := d.(*ast.FuncDecl); ok && s.test && strings.EqualFold(f.Name.Name, "eventually") {
+			out = append(out, f)
+		}
+	}
+	return out
 }
 
 func checkDeclarations(t *testing.T, s *source) {

@@ -32,9 +32,7 @@ func (panicking) Get(context.Context, *kvpb.GetRequest) (*kvpb.GetResponse, erro
 }
 
 func (panicking) Stream(grpc.BidiStreamingServer[kvpb.StreamRequest, kvpb.StreamResponse]) error {
-	var m map[string]int
-	m["nil"] = 1
-	return nil
+	panic("another")
 }
 
 func start(t *testing.T, readiness func() error) *grpc.ClientConn {
