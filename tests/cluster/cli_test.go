@@ -168,7 +168,7 @@ func checkLoadAndDump(t *testing.T, c *harness.Cluster) {
 	for i := range 5000 {
 		fmt.Fprintf(&b, "{\"key\":\"l/%05d\",\"value\":\"%s\"}\n", i, strings.Repeat("v", 200))
 	}
-	b.WriteString("{\"key_b64\":\"bC//\",\"value_b64\":\"AAEC\"}\n")
+	b.WriteString("{\"key_b64\":\"bC//\",\"value_b64\":\"/wEC\"}\n")
 	harness.Must(t, os.WriteFile(in, []byte(b.String()), 0o600))
 	contains(t, c.Run(t, 0, "load", in), "loaded 5,001 rows")
 	c.Run(t, 0, "dump", out, "--prefix", "l/")
