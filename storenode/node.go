@@ -65,6 +65,7 @@ func (n *node) boot(ctx context.Context) error {
 		{"starting Raft", n.startRaft},
 		{"starting evaluation", n.startEvaluation},
 		{"opening the door", n.openDoor},
+		{"catching up", n.catchUp},
 	} {
 		n.s.say(step.name)
 		began := time.Now()
@@ -320,6 +321,21 @@ func (n *node) openDoor(ctx context.Context) error {
 			Hand: n.agent,
 		},
 	})
+	return nil
+}
+
+// catchUpTimeout bounds how long a store that serves is not called ready: a
+// cluster that starts as a whole must not wait for itself.
+const catchUpTimeout = 10 * time.Second
+
+// catchUp keeps the store from being called ready before its replicas follow
+// their leaders: who restarts one store after another looks at readiness.
+func (n *node) catchUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, catchUpTimeout)
+	defer cancel()
+	if err := n.agent.CatchUp(ctx); err != nil {
+		n.o.Logger.Warn("not all replicas have caught up", "store", n.ident.GetStoreId())
+	}
 	return nil
 }
 

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -10,10 +11,13 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"google.golang.org/grpc"
 
+	"github.com/ridgekv/ridge/client/storeclient"
 	logpb "github.com/ridgekv/ridge/proto/ridge/log/v1"
 	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
+	storepb "github.com/ridgekv/ridge/proto/ridge/store/v1"
 	"github.com/ridgekv/ridge/storenode/internal/catalog"
 	"github.com/ridgekv/ridge/storenode/internal/engine"
 	"github.com/ridgekv/ridge/storenode/internal/evaluate"
@@ -135,6 +139,41 @@ func (f fakeLeaseholder) Leaseholder(uint64) bool { return true }
 
 func (f fakeLeaseholder) Stats(uint64) evaluate.Stats { return evaluate.Stats{ReadOps: 3} }
 
+// peer is the StoreService of store 2: its replica 2 follows closely.
+type peer struct {
+	storepb.UnimplementedStoreServiceServer
+}
+
+func (peer) ListReplicas(
+	context.Context, *storepb.ListReplicasRequest,
+) (*storepb.ListReplicasResponse, error) {
+	return &storepb.ListReplicasResponse{Replicas: []*storepb.ReplicaStatus{
+		{ReplicaId: 2, State: "normal", AppliedIndex: 30}}}, nil
+}
+
+// meetPeer lets a reach store 2.
+func meetPeer(t *testing.T, a *Agent) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer()
+	storepb.RegisterStoreServiceServer(server, peer{})
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = server.Serve(l) })
+	a.d.Pool = storeclient.New(storeclient.Options{})
+	t.Cleanup(func() {
+		_ = a.d.Pool.Close()
+		server.Stop()
+		wg.Wait()
+	})
+	err = a.d.Book.Learn([]*metapb.Store{{StoreId: 2, GrpcAddress: l.Addr().String()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // newTestAgent is an agent over a real engine and catalog with range 1 in them.
 func newTestAgent(t *testing.T) (*Agent, *fakeHost) {
 	t.Helper()
@@ -241,6 +280,7 @@ func TestOrders(t *testing.T) {
 		{"empty", &pdpb.Order{RangeId: 1, Epoch: epoch}, "", errUnknown},
 	} {
 		a, h := newTestAgent(t)
+		meetPeer(t, a)
 		err := a.carryOut(t.Context(), c.order)
 		if !errors.Is(err, c.err) {
 			t.Errorf("%s: got %v, want %v", c.name, err, c.err)
@@ -356,5 +396,30 @@ func TestSizes(t *testing.T) {
 		catalog.Applied{Index: 31})
 	if _, _, known := a.sizes.estimate(r); known {
 		t.Error("half of a split is taken for the whole")
+	}
+}
+
+// A draining store gives its ranges to voters that keep up, and to nobody else.
+func TestHandAway(t *testing.T) {
+	a, h := newTestAgent(t)
+	meetPeer(t, a)
+	a.HandAway(t.Context())
+	if got := strings.Join(h.called(), " "); got != "prepare transfer" {
+		t.Errorf("did %q", got)
+	}
+	a, h = newTestAgent(t)
+	meetPeer(t, a)
+	a.d.Catalog.Update(1, rangeOne(nil), catalog.Applied{Index: 30 + 2*heirLag})
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	a.HandAway(ctx)
+	if got := h.called(); len(got) != 0 {
+		t.Errorf("gave the range to a voter that is behind: %v", got)
+	}
+	a, h = newTestAgent(t)
+	a.watch.lose(2)
+	a.HandAway(t.Context())
+	if got := h.called(); len(got) != 0 {
+		t.Errorf("gave the range to a silent store: %v", got)
 	}
 }

@@ -2,10 +2,12 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
 	"github.com/ridgekv/ridge/client/storeclient"
+	"github.com/ridgekv/ridge/proto/errs"
 	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	storepb "github.com/ridgekv/ridge/proto/ridge/store/v1"
 	"github.com/ridgekv/ridge/storenode/internal/catalog"
@@ -101,25 +103,39 @@ func (a *Agent) lookAfterLearners(ctx context.Context) error {
 // askLearner reports whether learner p of r says that it has read by itself and
 // is close to its leader.
 func (a *Agent) askLearner(ctx context.Context, r *catalog.Replica, p *metapb.Replica) bool {
-	store, ok := a.d.Book.Store(p.GetStoreId())
-	if !ok || a.watch.isSilent(p.GetStoreId()) {
-		return false
-	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	applied := r.Applied().Index
+	s, err := a.askReplica(ctx, r.RangeID(), p)
+	return err == nil && s.GetState() == "normal" && s.GetAppliedIndex()+closeEntries >= applied
+}
+
+// errSilent: the store of a replica is unknown, or not heard.
+var errSilent = errors.New("agent: the store of the replica is not heard")
+
+// askReplica asks the store of p how p is.
+func (a *Agent) askReplica(
+	ctx context.Context, rangeID uint64, p *metapb.Replica,
+) (*storepb.ReplicaStatus, error) {
+	store, ok := a.d.Book.Store(p.GetStoreId())
+	if !ok || a.watch.isSilent(p.GetStoreId()) {
+		return nil, errSilent
+	}
 	answer, err := a.d.Pool.Store(store.GetGrpcAddress()).ListReplicas(
 		storeclient.WithStoreID(ctx, p.GetStoreId()),
-		&storepb.ListReplicasRequest{RangeId: r.RangeID()})
-	if err != nil || answer.GetError() != nil {
-		return false
+		&storepb.ListReplicasRequest{RangeId: rangeID})
+	if err == nil {
+		err = errs.FromProto(answer.GetError())
+	}
+	if err != nil {
+		return nil, err
 	}
 	for _, s := range answer.GetReplicas() {
 		if s.GetReplicaId() == p.GetReplicaId() {
-			return s.GetState() == "normal" && s.GetAppliedIndex()+closeEntries >= applied
+			return s, nil
 		}
 	}
-	return false
+	return nil, errNotHere
 }
 
 // readAsLearner lets the learners here read until a read succeeds.

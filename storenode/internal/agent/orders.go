@@ -29,6 +29,7 @@ var (
 	errStale        = errors.New("agent: order of another epoch")
 	errNotHere      = errors.New("agent: no such replica here")
 	errUnsplittable = errors.New("agent: nothing to split")
+	errBehind       = errors.New("agent: the heir is behind")
 	errUnknown      = errors.New("agent: unknown order")
 )
 
@@ -205,15 +206,57 @@ func (a *Agent) transfer(ctx context.Context, rangeID, replicaID uint64) error {
 		return fmt.Errorf("%w: this store does not lead", errStale)
 	}
 	members, _, _ := a.d.Host.Membership(rangeID)
-	if find(members, replicaID).GetRole() != metapb.Role_ROLE_VOTER {
+	heir := find(members, replicaID)
+	if heir.GetRole() != metapb.Role_ROLE_VOTER {
 		return fmt.Errorf("%w: replica %d is no voter", errStale, replicaID)
+	}
+	if err := a.awaitHeir(ctx, rangeID, heir, heirLag, heirPatience); err != nil {
+		return err
 	}
 	if a.d.Evaluator.Leaseholder(rangeID) {
 		if err := a.d.Evaluator.PrepareTransfer(ctx, rangeID); err != nil {
 			return err
 		}
 	}
+	// Evaluation rests now, so this is short. If it is not, Raft may do it yet.
+	_ = a.awaitHeir(ctx, rangeID, heir, 0, restPatience)
 	return a.d.Host.TransferLeader(ctx, rangeID, replicaID)
+}
+
+const (
+	// heirLag is how far behind an heir may be before evaluation rests for it,
+	// heirPatience how long it may take to get there.
+	heirLag      = 256
+	heirPatience = 2 * time.Second
+	// restPatience is well below the second for which evaluation rests.
+	restPatience = 300 * time.Millisecond
+)
+
+// awaitHeir waits until the heir is at most lag entries behind this replica. A
+// replica with entries to apply ignores that it shall campaign, and Raft then
+// waits an election timeout before it can be told again.
+func (a *Agent) awaitHeir(
+	ctx context.Context, rangeID uint64, heir *metapb.Replica, lag uint64, patience time.Duration,
+) error {
+	r, ok := a.d.Catalog.Replica(rangeID)
+	if !ok {
+		return errNotHere
+	}
+	applied := r.Applied().Index
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		s, err := a.askReplica(ctx, rangeID, heir)
+		switch {
+		case err != nil:
+			return fmt.Errorf("agent: heir %d: %w", heir.GetReplicaId(), err)
+		case s.GetAppliedIndex()+lag >= applied:
+			return nil
+		case !sleep(ctx, 2*time.Millisecond):
+			return fmt.Errorf("%w: replica %d is at %d of %d", errBehind, heir.GetReplicaId(),
+				s.GetAppliedIndex(), applied)
+		}
+	}
 }
 
 // split divides a range led here at key, or in its middle, and tells PD at once.
