@@ -200,5 +200,8 @@ func storeFault(err error) error {
 	if _, ok := errors.AsType[errs.TooOld](err); ok {
 		return err
 	}
+	if _, ok := errors.AsType[errs.TooLarge](err); ok {
+		return err
+	}
 	return errs.Unavailable{Part: "engine"}
 }

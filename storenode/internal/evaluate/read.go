@@ -123,8 +123,11 @@ func (w *worker) read(c *call, p readPlan) {
 		case w.rep.State() != st:
 			continue
 		case err != nil:
-			w.log.Error("read", "err", err)
-			c.fail(storeFault(err))
+			fault := storeFault(err)
+			if _, ok := errors.AsType[errs.Unavailable](fault); ok {
+				w.log.Error("read", "err", err)
+			}
+			c.fail(fault)
 		case g.strict && g.undecided:
 			w.registerTTL(c)
 		default:
@@ -231,14 +234,22 @@ func (g *gather) answer(c *call, newest ts.Timestamp) (*kvpb.Response, error) {
 		return &kvpb.Response{Body: &kvpb.Response_Get{Get: out}}, err
 	case *kvpb.Request_BatchGet:
 		out := &kvpb.BatchGetResponse{}
+		size := 0
 		for _, k := range c.keys {
 			row, found, err := g.get(k)
 			if err != nil {
 				return nil, err
 			}
-			if found {
-				out.Rows = append(out.Rows, rowProto(k, row, false))
+			if !found {
+				continue
 			}
+			// An answer that gRPC refuses to send would end the whole stream.
+			if size += len(k) + len(row.Value); size > maxPageBytes {
+				return nil, errs.TooLarge{
+					What: "answer of a BatchGet", SizeBytes: uint64(size), Limit: maxPageBytes,
+				}
+			}
+			out.Rows = append(out.Rows, rowProto(k, row, false))
 		}
 		out.Token = g.token(len(out.Rows) < len(c.keys), newest)
 		return &kvpb.Response{Body: &kvpb.Response_BatchGet{BatchGet: out}}, nil

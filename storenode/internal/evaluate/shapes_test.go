@@ -185,6 +185,31 @@ func TestBatchWriteLastOneWins(t *testing.T) {
 	}
 }
 
+// TestBatchGetAnswersAreBounded: an answer that gRPC would refuse to send is
+// refused alone, and does not end the stream it shares with others.
+func TestBatchGetAnswersAreBounded(t *testing.T) {
+	c := newCluster(t, 1)
+	c.lead(rangeOne, 1)
+	s := c.stores[0]
+	value := strings.Repeat("v", keys.MaxValueSizeBytes)
+	var ask [][]byte
+	for i := range 5 {
+		key := fmt.Sprintf("k%d", i)
+		s.mustPut(key, value)
+		ask = append(ask, []byte(key))
+	}
+	get := func(ask [][]byte) *kvpb.BatchGetResponse {
+		return (<-s.send(&kvpb.Request{Body: &kvpb.Request_BatchGet{
+			BatchGet: &kvpb.BatchGetRequest{Header: s.header(), Keys: ask}}})).GetBatchGet()
+	}
+	if r := get(ask); r.GetError().GetTooLarge().GetLimitBytes() != maxPageBytes {
+		t.Fatalf("want TooLarge, got %v and %d rows", r.GetError(), len(r.GetRows()))
+	}
+	if r := get(ask[:3]); r.GetError() != nil || len(r.GetRows()) != 3 {
+		t.Fatalf("got %v and %d rows", r.GetError(), len(r.GetRows()))
+	}
+}
+
 func TestBulkWriteAndDeleteRange(t *testing.T) {
 	c := newCluster(t, 1)
 	c.lead(rangeOne, 1)
