@@ -57,7 +57,7 @@ func (l *load) key(worker, i int) string {
 }
 
 func (l *load) write(ctx context.Context, worker int) {
-	for n := 1; ; n++ {
+	for n := 1; ctx.Err() == nil; n++ {
 		for i := range l.keys {
 			key := l.key(worker, i)
 			began := time.Now()
@@ -69,7 +69,9 @@ func (l *load) write(ctx context.Context, worker int) {
 				l.note(key, time.Since(began))
 			}
 			l.note(key, time.Since(began))
-			harness.Rest(ctx, l.pause)
+			if harness.Rest(ctx, l.pause); ctx.Err() != nil {
+				return
+			}
 		}
 	}
 }
