@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/ridgekv/ridge/client"
+	"github.com/ridgekv/ridge/proto/keys"
 )
 
 // row is a line of the library: its key is path:line.
@@ -61,10 +62,21 @@ func appendLines(rows []row, path string, text []byte) []row {
 	n := 0
 	for line := range strings.SplitSeq(string(text), "\n") {
 		n++
-		rows = append(rows, row{fmt.Sprintf("%s:%d", path, n), line})
+		rows = append(rows, row{fmt.Sprintf("%s:%d", path, n), line[:min(len(line), maxPart)]})
+		// A few generated lines are longer than a value may be. They go on in
+		// rows of their own, path:line+1 and so on.
+		for part := 1; len(line) > part*maxPart; part++ {
+			rows = append(rows, row{
+				fmt.Sprintf("%s:%d+%d", path, n, part),
+				line[part*maxPart : min(len(line), (part+1)*maxPart)],
+			})
+		}
 	}
 	return rows
 }
+
+// maxPart is how much of a line one row holds.
+const maxPart = keys.MaxValueSizeBytes
 
 func sizeOf(rows []row) uint64 {
 	n := 0
