@@ -388,9 +388,12 @@ func TestReadsAreRetried(t *testing.T) {
 
 func TestFinalErrorsAreReturnedAtOnce(t *testing.T) {
 	for _, want := range []error{
-		errs.DiskFull{StoreID: 3}, errs.TooLarge{What: "value", SizeBytes: 2, Limit: 1},
-		errs.InvalidArgument{Field: "key", Reason: "odd"}, errs.Conflict{CommitTS: 5},
-		errs.TooOld{Requested: 1, Floor: 2}, errs.ClusterMismatch{Want: 1, Have: 2},
+		errs.DiskFull{StoreID: 3},
+		errs.TooLarge{What: "value", SizeBytes: 2, Limit: 1},
+		errs.InvalidArgument{Field: "key", Reason: "odd"},
+		errs.Conflict{CommitTS: 5},
+		errs.TooOld{Requested: 1, Floor: 2},
+		errs.ClusterMismatch{Want: 1, Have: 2},
 	} {
 		cluster := clustertest.New(t, 1, 1)
 		c := open(t, cluster, client.Options{})

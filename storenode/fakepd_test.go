@@ -84,7 +84,8 @@ func (p *fakePD) RegisterStore(
 	defer p.mu.Unlock()
 	if p.mu.gone {
 		return &pdpb.RegisterStoreResponse{Error: &pdpb.PDError{
-			Reason: pdpb.PDErrorReason_PD_ERROR_REASON_STORE_GONE, Message: "gone"}}, nil
+			Reason: pdpb.PDErrorReason_PD_ERROR_REASON_STORE_GONE, Message: "gone",
+		}}, nil
 	}
 	s := r.GetStore()
 	if s.GetStoreId() == 0 {
@@ -96,7 +97,8 @@ func (p *fakePD) RegisterStore(
 		p.mu.first = &metapb.Range{
 			RangeId: 1, Span: &metapb.Span{}, Epoch: &metapb.Epoch{Config: 5, Span: 1},
 			Replicas: []*metapb.Replica{{
-				ReplicaId: 1, StoreId: s.GetStoreId(), Role: metapb.Role_ROLE_VOTER}},
+				ReplicaId: 1, StoreId: s.GetStoreId(), Role: metapb.Role_ROLE_VOTER,
+			}},
 		}
 	}
 	out := &pdpb.RegisterStoreResponse{

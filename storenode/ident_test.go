@@ -31,21 +31,48 @@ func TestCheckIdent(t *testing.T) {
 		want     string
 	}{
 		{"the same", func(*logpb.StoreIdent) {}, presence{true, true}, 4, ""},
-		{"cluster not known yet", func(n *logpb.StoreIdent) { n.ClusterId = 0 },
-			presence{true, true}, 4, ""},
+		{
+			"cluster not known yet", func(n *logpb.StoreIdent) { n.ClusterId = 0 },
+			presence{true, true},
+			4, "",
+		},
 		{"no replica, so no log", func(*logpb.StoreIdent) {}, presence{true, false}, 0, ""},
-		{"host", func(n *logpb.StoreIdent) { n.HostName = "b" }, presence{true, true}, 4,
-			`give this host its old name`},
-		{"log gone", func(*logpb.StoreIdent) {}, presence{true, false}, 4,
-			"bring the log directory back"},
-		{"log kind", func(n *logpb.StoreIdent) { n.LogKind = "l" }, presence{true, true}, 4,
-			"use the binary that wrote it"},
-		{"log shards", func(n *logpb.StoreIdent) { n.LogShards = 4 }, presence{true, true}, 4,
-			"set them back"},
-		{"exec shards", func(n *logpb.StoreIdent) { n.ExecShards = 4 }, presence{true, true}, 4,
-			"set them back"},
-		{"cluster", func(n *logpb.StoreIdent) { n.ClusterId = 8 }, presence{true, true}, 4,
-			"correct the PD addresses"},
+		{
+			"host", func(n *logpb.StoreIdent) { n.HostName = "b" },
+			presence{true, true},
+			4,
+			`give this host its old name`,
+		},
+		{
+			"log gone", func(*logpb.StoreIdent) {},
+			presence{true, false},
+			4,
+			"bring the log directory back",
+		},
+		{
+			"log kind", func(n *logpb.StoreIdent) { n.LogKind = "l" },
+			presence{true, true},
+			4,
+			"use the binary that wrote it",
+		},
+		{
+			"log shards", func(n *logpb.StoreIdent) { n.LogShards = 4 },
+			presence{true, true},
+			4,
+			"set them back",
+		},
+		{
+			"exec shards", func(n *logpb.StoreIdent) { n.ExecShards = 4 },
+			presence{true, true},
+			4,
+			"set them back",
+		},
+		{
+			"cluster", func(n *logpb.StoreIdent) { n.ClusterId = 8 },
+			presence{true, true},
+			4,
+			"correct the PD addresses",
+		},
 	} {
 		now := sampleIdent()
 		c.change(now)

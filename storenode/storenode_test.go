@@ -65,7 +65,8 @@ func TestSplitOrder(t *testing.T) {
 		eventually(t, 10*time.Second, "split", func() bool {
 			if pd.ranges() < want {
 				pd.order(1, &pdpb.Order{RangeId: 1, Step: &pdpb.Order_Split{
-					Split: &pdpb.SplitOrder{SplitKey: key}}})
+					Split: &pdpb.SplitOrder{SplitKey: key},
+				}})
 			}
 			return pd.ranges() == want
 		})
@@ -101,7 +102,8 @@ func TestThreeStoresByHand(t *testing.T) {
 		leader := pd.report(1).GetLeader().GetStoreId()
 		if leader == 1 {
 			pd.order(1, &pdpb.Order{RangeId: 1, Step: &pdpb.Order_TransferLeader{
-				TransferLeader: &pdpb.TransferLeader{ReplicaId: 12, StoreId: 2}}})
+				TransferLeader: &pdpb.TransferLeader{ReplicaId: 12, StoreId: 2},
+			}})
 		}
 		return leader == 2
 	})
@@ -117,16 +119,20 @@ func TestThreeStoresByHand(t *testing.T) {
 	leader.mustGet("k01", "by the new leader")
 	eventually(t, 10*time.Second, "replica of the stopped store removed", func() bool {
 		r := pd.report(1)
-		pd.order(r.GetLeader().GetStoreId(), &pdpb.Order{RangeId: 1,
+		pd.order(r.GetLeader().GetStoreId(), &pdpb.Order{
+			RangeId: 1,
 			Step: &pdpb.Order_RemoveReplica{RemoveReplica: &pdpb.RemoveReplica{
-				ReplicaId: 12, StoreId: 2}}})
+				ReplicaId: 12, StoreId: 2,
+			}},
+		})
 		return len(r.GetRange().GetReplicas()) == 2
 	})
 	stores[1] = startStore(t, stores[1].options)
 	stores[1].waitReady()
 	eventually(t, 10*time.Second, "stale replica destroyed", func() bool {
 		pd.order(2, &pdpb.Order{RangeId: 1, Step: &pdpb.Order_DestroyReplica{
-			DestroyReplica: &pdpb.DestroyReplica{ReplicaId: 12}}})
+			DestroyReplica: &pdpb.DestroyReplica{ReplicaId: 12},
+		}})
 		_, here := pd.local(2, 1)
 		return !here
 	})
@@ -151,13 +157,15 @@ func TestGateway(t *testing.T) {
 	}
 	far.mustGet("k30", "v30")
 	got, err := far.kv().BatchGet(t.Context(), &kvpb.BatchGetRequest{
-		Keys: [][]byte{[]byte("k01"), []byte("none"), []byte("k40")}})
+		Keys: [][]byte{[]byte("k01"), []byte("none"), []byte("k40")},
+	})
 	if err != nil || got.GetError() != nil || len(got.GetRows()) != 2 ||
 		string(got.GetRows()[1].GetValue()) != "v40" {
 		t.Fatalf("batch get: %v, %v", got, err)
 	}
 	swap, err := far.kv().CompareAndSwap(t.Context(), &kvpb.CompareAndSwapRequest{
-		Key: []byte("k40"), Expected: []byte("other"), Value: []byte("x")})
+		Key: []byte("k40"), Expected: []byte("other"), Value: []byte("x"),
+	})
 	if err != nil || swap.GetError() != nil || swap.GetSwapped() ||
 		string(swap.GetCurrent().GetValue()) != "v40" {
 		t.Fatalf("swap: %v, %v", swap, err)
@@ -169,17 +177,20 @@ func TestGateway(t *testing.T) {
 		t.Fatalf("reverse scan begins at %s", rows[0].GetKey())
 	}
 	batch, err := far.kv().BatchWrite(t.Context(), &kvpb.BatchWriteRequest{
-		Mutations: []*kvpb.Mutation{{Key: []byte("k01")}, {Key: []byte("k40")}}})
+		Mutations: []*kvpb.Mutation{{Key: []byte("k01")}, {Key: []byte("k40")}},
+	})
 	if err != nil || batch.GetError().GetInvalidArgument() == nil {
 		t.Fatalf("a batch over two ranges: %v, %v", batch, err)
 	}
 	bulk, err := far.kv().BulkWrite(t.Context(), &kvpb.BulkWriteRequest{
-		Mutations: []*kvpb.Mutation{{Key: []byte("k01")}, {Key: []byte("k40")}}})
+		Mutations: []*kvpb.Mutation{{Key: []byte("k01")}, {Key: []byte("k40")}},
+	})
 	if err != nil || bulk.GetError() != nil || bulk.GetAppliedCount() != 2 {
 		t.Fatalf("bulk: %v, %v", bulk, err)
 	}
 	del, err := far.kv().DeleteRange(t.Context(), &kvpb.DeleteRangeRequest{
-		Start: []byte("k20"), End: []byte("k30")})
+		Start: []byte("k20"), End: []byte("k30"),
+	})
 	if err != nil || del.GetError() != nil || del.GetDeletedCount() != 10 {
 		t.Fatalf("delete range: %v, %v", del, err)
 	}
@@ -187,7 +198,8 @@ func TestGateway(t *testing.T) {
 		t.Fatalf("scan after the delete: %d rows", n)
 	}
 	forwarded, err := far.kv().Get(t.Context(), &kvpb.GetRequest{
-		Header: &kvpb.Header{Forwarded: true}, Key: []byte("k01")})
+		Header: &kvpb.Header{Forwarded: true}, Key: []byte("k01"),
+	})
 	if err != nil || forwarded.GetError().GetRangeNotFound() == nil {
 		t.Fatalf("forwarded twice: %v, %v", forwarded, err)
 	}
@@ -212,13 +224,16 @@ func grow(t *testing.T, pd *fakePD, rangeID, storeID, replicaID uint64) {
 			return true
 		case r == metapb.Role_ROLE_UNSPECIFIED:
 			pd.order(leader, &pdpb.Order{RangeId: rangeID, Step: &pdpb.Order_AddLearner{
-				AddLearner: &pdpb.AddLearner{ReplicaId: replicaID, StoreId: storeID}}})
+				AddLearner: &pdpb.AddLearner{ReplicaId: replicaID, StoreId: storeID},
+			}})
 		case lagging:
 			pd.order(storeID, &pdpb.Order{RangeId: rangeID, Step: &pdpb.Order_CreateReplica{
-				CreateReplica: &pdpb.CreateReplica{ReplicaId: replicaID}}})
+				CreateReplica: &pdpb.CreateReplica{ReplicaId: replicaID},
+			}})
 		default:
 			pd.order(leader, &pdpb.Order{RangeId: rangeID, Step: &pdpb.Order_Promote{
-				Promote: &pdpb.Promote{ReplicaId: replicaID, StoreId: storeID}}})
+				Promote: &pdpb.Promote{ReplicaId: replicaID, StoreId: storeID},
+			}})
 		}
 		return false
 	})
@@ -232,7 +247,8 @@ func splitAt(t *testing.T, pd *fakePD, rangeID uint64, key string) {
 		if pd.ranges() == before {
 			leader := pd.report(rangeID).GetLeader().GetStoreId()
 			pd.order(leader, &pdpb.Order{RangeId: rangeID, Step: &pdpb.Order_Split{
-				Split: &pdpb.SplitOrder{SplitKey: []byte(key)}}})
+				Split: &pdpb.SplitOrder{SplitKey: []byte(key)},
+			}})
 		}
 		return pd.ranges() == before+1 && pd.allLed()
 	})

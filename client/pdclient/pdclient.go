@@ -68,7 +68,8 @@ func (o Options) withDefaults() Options {
 		p        *time.Duration
 		fallback time.Duration
 	}{
-		{&o.DialTimeout, dial.DefaultTimeout}, {&o.Timeout, 10 * time.Second},
+		{&o.DialTimeout, dial.DefaultTimeout},
+		{&o.Timeout, 10 * time.Second},
 		{&o.TryTimeout, time.Second},
 	} {
 		if *d.p == 0 {

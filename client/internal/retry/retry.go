@@ -62,8 +62,10 @@ var rules = [kinds]rule{
 
 // String is the name of k as metrics show it.
 func (k Kind) String() string {
-	return [kinds]string{"not_leader", "no_range", "moved", "dialing", "broken", "silent",
-		"busy", "unavailable", "locked", "pd", "working"}[k]
+	return [kinds]string{
+		"not_leader", "no_range", "moved", "dialing", "broken", "silent",
+		"busy", "unavailable", "locked", "pd", "working",
+	}[k]
 }
 
 // Cause is a kind and the thing it happened at: "range 12", "store 3".

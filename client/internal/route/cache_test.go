@@ -168,10 +168,12 @@ func (d dumb) learn(h *metapb.Range) dumb {
 			}
 			continue
 		}
-		r = &metapb.Range{RangeId: o.RangeId, Span: h.Span, Replicas: h.Replicas,
+		r = &metapb.Range{
+			RangeId: o.RangeId, Span: h.Span, Replicas: h.Replicas,
 			Epoch: &metapb.Epoch{
 				Span: max(o.Epoch.Span, h.Epoch.Span), Config: max(o.Epoch.Config, h.Epoch.Config),
-			}}
+			},
+		}
 		if o.Epoch.Span > h.Epoch.Span {
 			r.Span = o.Span
 		}

@@ -148,7 +148,8 @@ func (peer) ListReplicas(
 	context.Context, *storepb.ListReplicasRequest,
 ) (*storepb.ListReplicasResponse, error) {
 	return &storepb.ListReplicasResponse{Replicas: []*storepb.ReplicaStatus{
-		{ReplicaId: 2, State: "normal", AppliedIndex: 30}}}, nil
+		{ReplicaId: 2, State: "normal", AppliedIndex: 30},
+	}}, nil
 }
 
 // meetPeer lets a reach store 2.
@@ -225,30 +226,37 @@ func TestOrders(t *testing.T) {
 	old := &metapb.Epoch{Config: 19, Span: 3}
 	add := func(id uint64) *pdpb.Order {
 		return &pdpb.Order{RangeId: 1, Epoch: epoch, Step: &pdpb.Order_AddLearner{
-			AddLearner: &pdpb.AddLearner{ReplicaId: id, StoreId: 4}}}
+			AddLearner: &pdpb.AddLearner{ReplicaId: id, StoreId: 4},
+		}}
 	}
 	promote := func(id uint64) *pdpb.Order {
 		return &pdpb.Order{RangeId: 1, Epoch: epoch, Step: &pdpb.Order_Promote{
-			Promote: &pdpb.Promote{ReplicaId: id, StoreId: 3}}}
+			Promote: &pdpb.Promote{ReplicaId: id, StoreId: 3},
+		}}
 	}
 	remove := func(id uint64) *pdpb.Order {
 		return &pdpb.Order{RangeId: 1, Epoch: epoch, Step: &pdpb.Order_RemoveReplica{
-			RemoveReplica: &pdpb.RemoveReplica{ReplicaId: id}}}
+			RemoveReplica: &pdpb.RemoveReplica{ReplicaId: id},
+		}}
 	}
 	transfer := func(id uint64) *pdpb.Order {
 		return &pdpb.Order{RangeId: 1, Epoch: epoch, Step: &pdpb.Order_TransferLeader{
-			TransferLeader: &pdpb.TransferLeader{ReplicaId: id}}}
+			TransferLeader: &pdpb.TransferLeader{ReplicaId: id},
+		}}
 	}
 	create := func(rangeID, id uint64) *pdpb.Order {
 		return &pdpb.Order{RangeId: rangeID, Epoch: epoch, Step: &pdpb.Order_CreateReplica{
-			CreateReplica: &pdpb.CreateReplica{ReplicaId: id}}}
+			CreateReplica: &pdpb.CreateReplica{ReplicaId: id},
+		}}
 	}
 	destroy := func(id uint64) *pdpb.Order {
 		return &pdpb.Order{RangeId: 1, Epoch: epoch, Step: &pdpb.Order_DestroyReplica{
-			DestroyReplica: &pdpb.DestroyReplica{ReplicaId: id}}}
+			DestroyReplica: &pdpb.DestroyReplica{ReplicaId: id},
+		}}
 	}
 	split := &pdpb.Order{RangeId: 1, Epoch: epoch, Step: &pdpb.Order_Split{
-		Split: &pdpb.SplitOrder{}}}
+		Split: &pdpb.SplitOrder{},
+	}}
 	at := func(o *pdpb.Order, e *metapb.Epoch) *pdpb.Order { o.Epoch = e; return o }
 	elsewhere := add(9)
 	elsewhere.RangeId = 5
@@ -309,14 +317,17 @@ func TestMembersRestWhileAChildIsUnborn(t *testing.T) {
 func TestOrdersOneAtATime(t *testing.T) {
 	a, h := newTestAgent(t)
 	h.block = make(chan struct{})
-	o := &pdpb.Order{RangeId: 1, Epoch: &metapb.Epoch{Config: 20, Span: 4},
-		Step: &pdpb.Order_AddLearner{AddLearner: &pdpb.AddLearner{ReplicaId: 9, StoreId: 4}}}
+	o := &pdpb.Order{
+		RangeId: 1, Epoch: &metapb.Epoch{Config: 20, Span: 4},
+		Step: &pdpb.Order_AddLearner{AddLearner: &pdpb.AddLearner{ReplicaId: 9, StoreId: 4}},
+	}
 	for range 5 {
 		a.obey(t.Context(), o)
 	}
 	for i := range uint64(2 * maxOrders) {
 		a.obey(t.Context(), &pdpb.Order{RangeId: 100 + i, Step: &pdpb.Order_CreateReplica{
-			CreateReplica: &pdpb.CreateReplica{ReplicaId: 1}}})
+			CreateReplica: &pdpb.CreateReplica{ReplicaId: 1},
+		}})
 	}
 	a.mu.Lock()
 	busy := len(a.mu.busy)

@@ -53,7 +53,8 @@ func TestPong(t *testing.T) {
 		t.Errorf("the full disk of a voter: %d, %v", id, full)
 	}
 	a.Pong(&storepb.PingRequest{
-		ClusterId: 7, FromStoreId: 2, DiskState: metapb.DiskState_DISK_STATE_OK})
+		ClusterId: 7, FromStoreId: 2, DiskState: metapb.DiskState_DISK_STATE_OK,
+	})
 	if _, full := DiskFull(a.d.Book, h, 1); full {
 		t.Error("still full")
 	}

@@ -65,8 +65,10 @@ func BenchmarkGet(b *testing.B) {
 		read         func(engine.View, []byte) (engine.Row, bool, error)
 		found        bool
 	}{
-		{"hit", "%016d", get, true}, {"miss", "%016dx", get, false},
-		{"at/hit", "%016d", at, true}, {"at/miss", "%016dx", at, false},
+		{"hit", "%016d", get, true},
+		{"miss", "%016dx", get, false},
+		{"at/hit", "%016d", at, true},
+		{"at/miss", "%016dx", at, false},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			b.ReportAllocs()

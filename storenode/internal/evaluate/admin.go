@@ -114,7 +114,8 @@ func (c SplitChild) replicas() ([]*metapb.Replica, error) {
 			return nil, errs.InvalidArgument{Field: "child", Reason: "the range has a learner"}
 		}
 		out[i] = &metapb.Replica{
-			ReplicaId: c.ReplicaIDs[i], StoreId: m.GetStoreId(), Role: metapb.Role_ROLE_VOTER}
+			ReplicaId: c.ReplicaIDs[i], StoreId: m.GetStoreId(), Role: metapb.Role_ROLE_VOTER,
+		}
 	}
 	return out, nil
 }

@@ -59,7 +59,8 @@ func (it item) applied() {
 	b.commitTS = max(b.commitTS, it.commitTS)
 	if b.applied == len(it.c.keys) {
 		it.c.answer(&kvpb.Response{Body: &kvpb.Response_BulkWrite{BulkWrite: &kvpb.BulkWriteResponse{
-			AppliedCount: uint64(b.applied), CommitTs: uint64(b.commitTS)}}})
+			AppliedCount: uint64(b.applied), CommitTs: uint64(b.commitTS),
+		}}})
 	}
 }
 
@@ -117,7 +118,8 @@ func (w *worker) add(effects []apply.Effect, it item) {
 			b.sizeBytes += apply.EffectSizeBytes(e)
 		}
 		w.overlay[k] = overlayRow{number: b.number, row: engine.Row{
-			CommitTS: b.commitTS, ExpiresAt: e.ExpiresAt, Value: e.Value, Deleted: e.Delete}}
+			CommitTS: b.commitTS, ExpiresAt: e.ExpiresAt, Value: e.Value, Deleted: e.Delete,
+		}}
 	}
 	it.commitTS = b.commitTS
 	if it.part > 0 {

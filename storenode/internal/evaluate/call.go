@@ -171,12 +171,14 @@ func (c *call) failure(err error) *kvpb.Response {
 		r.Body = &kvpb.Response_Delete{Delete: &kvpb.DeleteResponse{Error: e}}
 	case KindCompareAndSwap:
 		r.Body = &kvpb.Response_CompareAndSwap{
-			CompareAndSwap: &kvpb.CompareAndSwapResponse{Error: e}}
+			CompareAndSwap: &kvpb.CompareAndSwapResponse{Error: e},
+		}
 	case KindBatchWrite:
 		r.Body = &kvpb.Response_BatchWrite{BatchWrite: &kvpb.BatchWriteResponse{Error: e}}
 	case KindBulkWrite:
 		r.Body = &kvpb.Response_BulkWrite{BulkWrite: &kvpb.BulkWriteResponse{
-			Error: e, AppliedCount: uint64(c.bulk.applied), CommitTs: uint64(c.bulk.commitTS)}}
+			Error: e, AppliedCount: uint64(c.bulk.applied), CommitTs: uint64(c.bulk.commitTS),
+		}}
 	case KindDeleteRange:
 		r.Body = &kvpb.Response_DeleteRange{DeleteRange: &kvpb.DeleteRangeResponse{Error: e}}
 	default:

@@ -20,7 +20,8 @@ func (s *testStore) send(req *kvpb.Request) <-chan *kvpb.Response {
 func (s *testStore) sendPut(key, value string, ttl time.Duration) <-chan *kvpb.Response {
 	return s.send(&kvpb.Request{Body: &kvpb.Request_Put{Put: &kvpb.PutRequest{
 		Header: s.header(), Key: []byte(key), Value: []byte(value),
-		TtlMs: uint64(ttl.Milliseconds())}}})
+		TtlMs: uint64(ttl.Milliseconds()),
+	}}})
 }
 
 func (s *testStore) put(key, value string) (uint64, error) {
@@ -30,7 +31,8 @@ func (s *testStore) put(key, value string) (uint64, error) {
 
 func (s *testStore) del(key string) (uint64, error) {
 	r := (<-s.send(&kvpb.Request{Body: &kvpb.Request_Delete{Delete: &kvpb.DeleteRequest{
-		Header: s.header(), Key: []byte(key)}}})).GetDelete()
+		Header: s.header(), Key: []byte(key),
+	}}})).GetDelete()
 	return r.GetCommitTs(), errs.FromProto(r.GetError())
 }
 
@@ -38,7 +40,9 @@ func (s *testStore) sendSwap(key, old, value string) <-chan *kvpb.Response {
 	return s.send(&kvpb.Request{Body: &kvpb.Request_CompareAndSwap{
 		CompareAndSwap: &kvpb.CompareAndSwapRequest{
 			Header: s.header(), Key: []byte(key), ExpectedAbsent: old == "",
-			Expected: []byte(old), Value: []byte(value)}}})
+			Expected: []byte(old), Value: []byte(value),
+		},
+	}})
 }
 
 func (s *testStore) swap(key, old, value string) (*kvpb.CompareAndSwapResponse, error) {
@@ -48,7 +52,8 @@ func (s *testStore) swap(key, old, value string) (*kvpb.CompareAndSwapResponse, 
 
 func (s *testStore) sendGet(key string, c *kvpb.Consistency) <-chan *kvpb.Response {
 	return s.send(&kvpb.Request{Body: &kvpb.Request_Get{Get: &kvpb.GetRequest{
-		Header: s.header(), Key: []byte(key), Consistency: c}}})
+		Header: s.header(), Key: []byte(key), Consistency: c,
+	}}})
 }
 
 // get returns the value of key, "" when there is none.
@@ -59,7 +64,8 @@ func (s *testStore) get(key string) (string, error) {
 
 func snapshotAt(at uint64) *kvpb.Consistency {
 	return &kvpb.Consistency{
-		Level: kvpb.ConsistencyLevel_CONSISTENCY_LEVEL_SNAPSHOT, SnapshotTs: at}
+		Level: kvpb.ConsistencyLevel_CONSISTENCY_LEVEL_SNAPSHOT, SnapshotTs: at,
+	}
 }
 
 func (s *testStore) getAt(key string, at uint64) (string, error) {

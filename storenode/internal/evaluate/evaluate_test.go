@@ -293,7 +293,8 @@ func TestDeadlineInFlightIsUnknown(t *testing.T) {
 	s.mustPut("k", "0")
 	c.lag(s, true)
 	r := <-s.send(&kvpb.Request{Body: &kvpb.Request_Put{Put: &kvpb.PutRequest{
-		Header: &kvpb.Header{RangeId: rangeOne, TimeoutMs: 30}, Key: []byte("k")}}})
+		Header: &kvpb.Header{RangeId: rangeOne, TimeoutMs: 30}, Key: []byte("k"),
+	}}})
 	if _, ok := errors.AsType[errs.UnknownOutcome](errs.FromProto(r.GetPut().GetError())); !ok {
 		t.Fatalf("answered %v", r)
 	}
@@ -305,7 +306,8 @@ func TestDeadlineInTheQueueIsNotApplied(t *testing.T) {
 	c := newCluster(t, 1)
 	s := c.stores[0] // nobody leads
 	r := <-s.send(&kvpb.Request{Body: &kvpb.Request_Put{Put: &kvpb.PutRequest{
-		Header: &kvpb.Header{RangeId: rangeOne, TimeoutMs: 30}, Key: []byte("k")}}})
+		Header: &kvpb.Header{RangeId: rangeOne, TimeoutMs: 30}, Key: []byte("k"),
+	}}})
 	if e := r.GetPut().GetError(); e.GetApplied() != kvpb.Applied_APPLIED_NO {
 		t.Fatalf("answered %v", r)
 	}
@@ -394,7 +396,8 @@ func TestTokens(t *testing.T) {
 	s.mustPut("k", "0")
 	put := func(token uint64) (uint64, error) {
 		r := (<-s.send(&kvpb.Request{Body: &kvpb.Request_Put{Put: &kvpb.PutRequest{
-			Header: &kvpb.Header{RangeId: rangeOne, Token: token}, Key: []byte("k")}}})).GetPut()
+			Header: &kvpb.Header{RangeId: rangeOne, Token: token}, Key: []byte("k"),
+		}}})).GetPut()
 		return r.GetCommitTs(), errs.FromProto(r.GetError())
 	}
 	near := uint64(s.clock.Seen().Add(500 * time.Millisecond))

@@ -189,7 +189,8 @@ func newCluster(t testing.TB, stores int) *cluster {
 	var members []*metapb.Replica
 	for i := range stores {
 		members = append(members, &metapb.Replica{
-			ReplicaId: uint64(i + 1), StoreId: uint64(i + 1), Role: metapb.Role_ROLE_VOTER})
+			ReplicaId: uint64(i + 1), StoreId: uint64(i + 1), Role: metapb.Role_ROLE_VOTER,
+		})
 	}
 	dir := t.TempDir()
 	for i := range stores {
@@ -207,7 +208,8 @@ func newCluster(t testing.TB, stores int) *cluster {
 func (c *cluster) newStore(dir string, id uint64, members []*metapb.Replica) *testStore {
 	c.t.Helper()
 	e, err := engine.Open(engine.Options{
-		Dir: dir, MemTableSizeBytes: 32 << 20, BlockCacheSizeBytes: 4 << 20})
+		Dir: dir, MemTableSizeBytes: 32 << 20, BlockCacheSizeBytes: 4 << 20,
+	})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -382,8 +384,10 @@ func (c *cluster) lead(rangeID, store uint64) {
 		if s.cut {
 			continue
 		}
-		b := raft.Leader{ReplicaID: c.replicaIDLocked(rangeID, store), StoreID: store, Term: l.term,
-			Known: store != 0, Self: s.id == store}
+		b := raft.Leader{
+			ReplicaID: c.replicaIDLocked(rangeID, store), StoreID: store, Term: l.term,
+			Known: store != 0, Self: s.id == store,
+		}
 		s.believes[rangeID] = b
 		for _, fn := range s.watchers {
 			told = append(told, func() { fn(rangeID, b) })
@@ -420,8 +424,10 @@ func (c *cluster) heal(s *testStore) {
 	}
 	var news []told
 	for id, l := range c.logs {
-		b := raft.Leader{ReplicaID: c.replicaIDLocked(id, l.leader), StoreID: l.leader,
-			Term: l.term, Known: l.leader != 0, Self: s.id == l.leader}
+		b := raft.Leader{
+			ReplicaID: c.replicaIDLocked(id, l.leader), StoreID: l.leader,
+			Term: l.term, Known: l.leader != 0, Self: s.id == l.leader,
+		}
 		if s.believes[id] != b {
 			s.believes[id] = b
 			news = append(news, told{id, b})
@@ -506,10 +512,12 @@ func (s *testStore) Propose(
 	default:
 		l.entries = append(l.entries, cmd)
 		var once sync.Once
-		s.waits = append(s.waits, applyWait{rangeID, uint64(len(l.entries)) + catalog.BirthIndex,
+		s.waits = append(s.waits, applyWait{
+			rangeID, uint64(len(l.entries)) + catalog.BirthIndex,
 			func(r sm.Result) {
 				once.Do(func() { done(raft.Outcome{Code: r.Value, Data: r.Data}) })
-			}})
+			},
+		})
 		s.later(timeout, func() { once.Do(unknown) })
 		if act == duplicate {
 			l.entries = append(l.entries, cmd)
@@ -541,8 +549,10 @@ func (s *testStore) ReadIndex(rangeID uint64, timeout time.Duration, done func(e
 	}
 	var once sync.Once
 	index := uint64(len(l.entries)) + catalog.BirthIndex
-	s.waits = append(s.waits, applyWait{rangeID, index,
-		func(sm.Result) { once.Do(func() { done(nil) }) }})
+	s.waits = append(s.waits, applyWait{
+		rangeID, index,
+		func(sm.Result) { once.Do(func() { done(nil) }) },
+	})
 	s.later(timeout, func() { once.Do(func() { done(errors.New("timeout")) }) })
 	s.c.cond.Broadcast()
 }

@@ -165,7 +165,8 @@ func runHistory(t *testing.T, seed uint64) []porcupine.Operation {
 				done++
 				mu.Lock()
 				history = append(history, porcupine.Operation{
-					ClientId: id, Input: op, Output: res, Call: call, Return: end})
+					ClientId: id, Input: op, Output: res, Call: call, Return: end,
+				})
 				mu.Unlock()
 			}
 		})
@@ -193,7 +194,8 @@ func runHistory(t *testing.T, seed uint64) []porcupine.Operation {
 		}
 		history = append(history, porcupine.Operation{
 			ClientId: 0, Input: regOp{kind: "get", key: key}, Output: regResult{value: v},
-			Call: call, Return: time.Since(began).Nanoseconds()})
+			Call: call, Return: time.Since(began).Nanoseconds(),
+		})
 	}
 	return history
 }
@@ -239,14 +241,19 @@ func (c *cluster) perform(rnd *rand.Rand, op regOp) (regResult, error) {
 	case "put":
 		r = send(&kvpb.Request{Body: &kvpb.Request_Put{Put: &kvpb.PutRequest{
 			Header: h, Key: key, Value: []byte(op.value),
-			TtlMs: uint64(op.ttl.Milliseconds())}}})
+			TtlMs: uint64(op.ttl.Milliseconds()),
+		}}})
 	case "delete":
 		r = send(&kvpb.Request{Body: &kvpb.Request_Delete{Delete: &kvpb.DeleteRequest{
-			Header: h, Key: key}}})
+			Header: h, Key: key,
+		}}})
 	default:
 		r = send(&kvpb.Request{Body: &kvpb.Request_CompareAndSwap{
-			CompareAndSwap: &kvpb.CompareAndSwapRequest{Header: h, Key: key,
-				ExpectedAbsent: op.old == "", Expected: []byte(op.old), Value: []byte(op.value)}}})
+			CompareAndSwap: &kvpb.CompareAndSwapRequest{
+				Header: h, Key: key,
+				ExpectedAbsent: op.old == "", Expected: []byte(op.old), Value: []byte(op.value),
+			},
+		}})
 		res.swapped = r.GetCompareAndSwap().GetSwapped()
 		res.value = string(r.GetCompareAndSwap().GetCurrent().GetValue())
 	}

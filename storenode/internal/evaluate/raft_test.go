@@ -29,7 +29,8 @@ func realStore(t *testing.T) (*testStore, *raft.Host) {
 	dir := t.TempDir()
 	e, err := engine.Open(engine.Options{
 		Dir: filepath.Join(dir, "engine"), MemTableSizeBytes: 32 << 20,
-		BlockCacheSizeBytes: 4 << 20})
+		BlockCacheSizeBytes: 4 << 20,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +120,8 @@ func TestOnRealRaft(t *testing.T) {
 		t.Fatal("the members are not known")
 	}
 	_, right, err := s.ev.Split(ctx, rangeOne, []byte("m"), SplitChild{
-		RangeID: 2, ReplicaIDs: []uint64{11}, Members: members, ExpectedConfig: config})
+		RangeID: 2, ReplicaIDs: []uint64{11}, Members: members, ExpectedConfig: config,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

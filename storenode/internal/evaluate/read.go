@@ -44,7 +44,8 @@ func (w *worker) startSnapshot(c *call) {
 			c.fail(err)
 		case c.at() > t:
 			c.fail(errs.InvalidArgument{
-				Field: "consistency.snapshot_ts", Reason: "lies in the future"})
+				Field: "consistency.snapshot_ts", Reason: "lies in the future",
+			})
 		default:
 			w.registerSnapshot(c)
 		}
@@ -111,7 +112,8 @@ func (w *worker) read(c *call, p readPlan) {
 		}
 		if p.at != 0 && p.at < st.HistoryFloor() {
 			c.fail(w.tooOld(c, errs.TooOld{
-				Requested: uint64(p.at), Floor: uint64(st.HistoryFloor())}))
+				Requested: uint64(p.at), Floor: uint64(st.HistoryFloor()),
+			}))
 			return
 		}
 		g := gather{ev: w.ev, st: st, view: w.ev.deps.Engine.View(), at: p.at, judgedAt: p.judgedAt}

@@ -95,15 +95,18 @@ func TestRefusals(t *testing.T) {
 	h := s.header
 	put := func(key, value []byte, ttl uint64) *kvpb.Request {
 		return &kvpb.Request{Body: &kvpb.Request_Put{Put: &kvpb.PutRequest{
-			Header: h(), Key: key, Value: value, TtlMs: ttl}}}
+			Header: h(), Key: key, Value: value, TtlMs: ttl,
+		}}}
 	}
 	scan := func(start, end string) *kvpb.Request {
 		return &kvpb.Request{Body: &kvpb.Request_Scan{Scan: &kvpb.ScanRequest{
-			Header: h(), Start: []byte(start), End: []byte(end)}}}
+			Header: h(), Start: []byte(start), End: []byte(end),
+		}}}
 	}
 	batch := func(ms ...*kvpb.Mutation) *kvpb.Request {
 		return &kvpb.Request{Body: &kvpb.Request_BatchWrite{BatchWrite: &kvpb.BatchWriteRequest{
-			Header: h(), Mutations: ms}}}
+			Header: h(), Mutations: ms,
+		}}}
 	}
 	many := make([]*kvpb.Mutation, keys.MaxEntryKeys+1)
 	for i := range many {
@@ -130,7 +133,8 @@ func TestRefusals(t *testing.T) {
 		"many mutations": {batch(many...), &large},
 		"big batch":      {batch(big...), &large},
 		"delete + value": {batch(&kvpb.Mutation{
-			Key: []byte("k"), Delete: true, Value: []byte("v")}), &invalid},
+			Key: []byte("k"), Delete: true, Value: []byte("v"),
+		}), &invalid},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := <-s.send(tc.req)
@@ -172,14 +176,16 @@ func TestBatchWriteLastOneWins(t *testing.T) {
 			{Key: []byte("b"), Value: []byte("1")},
 			{Key: []byte("a"), Value: []byte("2")},
 			{Key: []byte("b"), Delete: true},
-		}}}})).GetBatchWrite()
+		}},
+	}})).GetBatchWrite()
 	if r.GetError() != nil || r.GetCommitTs() == 0 {
 		t.Fatal(r)
 	}
 	s.mustGet("a", "2")
 	s.mustGet("b", "")
 	g := (<-s.send(&kvpb.Request{Body: &kvpb.Request_BatchGet{BatchGet: &kvpb.BatchGetRequest{
-		Header: s.header(), Keys: [][]byte{[]byte("b"), []byte("a"), []byte("a")}}}})).GetBatchGet()
+		Header: s.header(), Keys: [][]byte{[]byte("b"), []byte("a"), []byte("a")},
+	}}})).GetBatchGet()
 	if len(g.GetRows()) != 2 || string(g.GetRows()[0].GetValue()) != "2" {
 		t.Fatal(g)
 	}
@@ -200,7 +206,8 @@ func TestBatchGetAnswersAreBounded(t *testing.T) {
 	}
 	get := func(ask [][]byte) *kvpb.BatchGetResponse {
 		return (<-s.send(&kvpb.Request{Body: &kvpb.Request_BatchGet{
-			BatchGet: &kvpb.BatchGetRequest{Header: s.header(), Keys: ask}}})).GetBatchGet()
+			BatchGet: &kvpb.BatchGetRequest{Header: s.header(), Keys: ask},
+		}})).GetBatchGet()
 	}
 	if r := get(ask); r.GetError().GetTooLarge().GetLimitBytes() != maxPageBytes {
 		t.Fatalf("want TooLarge, got %v and %d rows", r.GetError(), len(r.GetRows()))
@@ -220,7 +227,8 @@ func TestBulkWriteAndDeleteRange(t *testing.T) {
 		ms[i] = &kvpb.Mutation{Key: fmt.Appendf(nil, "k%05d", i), Value: []byte("v")}
 	}
 	bulk := s.send(&kvpb.Request{Body: &kvpb.Request_BulkWrite{
-		BulkWrite: &kvpb.BulkWriteRequest{Header: s.header(), Mutations: ms}}})
+		BulkWrite: &kvpb.BulkWriteRequest{Header: s.header(), Mutations: ms},
+	}})
 	after := s.sendPut("z", "z", 0)
 	if r := (<-bulk).GetBulkWrite(); r.GetError() != nil || r.GetAppliedCount() != n {
 		t.Fatal(r)
@@ -231,8 +239,11 @@ func TestBulkWriteAndDeleteRange(t *testing.T) {
 	deleted, start := uint64(0), []byte("k")
 	for calls := 0; start != nil; calls++ {
 		r := (<-s.send(&kvpb.Request{Body: &kvpb.Request_DeleteRange{
-			DeleteRange: &kvpb.DeleteRangeRequest{Header: s.header(), Start: start,
-				End: []byte("l")}}})).GetDeleteRange()
+			DeleteRange: &kvpb.DeleteRangeRequest{
+				Header: s.header(), Start: start,
+				End: []byte("l"),
+			},
+		}})).GetDeleteRange()
 		if r.GetError() != nil || calls > 10 {
 			t.Fatal(r)
 		}
@@ -247,8 +258,11 @@ func TestBulkWriteAndDeleteRange(t *testing.T) {
 		t.Fatal(got, err)
 	}
 	r := (<-s.send(&kvpb.Request{Body: &kvpb.Request_DeleteRange{
-		DeleteRange: &kvpb.DeleteRangeRequest{Header: s.header(), Start: []byte("k"),
-			End: []byte("l")}}})).GetDeleteRange()
+		DeleteRange: &kvpb.DeleteRangeRequest{
+			Header: s.header(), Start: []byte("k"),
+			End: []byte("l"),
+		},
+	}})).GetDeleteRange()
 	if r.GetError() != nil || r.GetDeletedCount() != 0 || r.GetCommitTs() != 0 {
 		t.Fatal(r)
 	}
@@ -266,9 +280,11 @@ func TestScanPages(t *testing.T) {
 		for _, reverse := range []bool{false, true} {
 			for _, limit := range []uint64{0, 7} {
 				var got []string
-				req := &kvpb.ScanRequest{Header: s.header(), Start: []byte("k05"),
+				req := &kvpb.ScanRequest{
+					Header: s.header(), Start: []byte("k05"),
 					End: []byte("k45"), Reverse: reverse, Limit: limit, PageBytes: 1000,
-					Consistency: consistency}
+					Consistency: consistency,
+				}
 				for pages := 1; ; pages++ {
 					r := (<-s.send(&kvpb.Request{Body: &kvpb.Request_Scan{Scan: req}})).GetScan()
 					if r.GetError() != nil || pages > 40 {
@@ -307,7 +323,8 @@ func (c *cluster) child(id uint64, replicas ...uint64) SplitChild {
 	out := SplitChild{RangeID: id, ReplicaIDs: replicas, ExpectedConfig: config}
 	for _, s := range c.stores {
 		out.Members = append(out.Members, &metapb.Replica{
-			ReplicaId: s.id, StoreId: s.id, Role: metapb.Role_ROLE_VOTER})
+			ReplicaId: s.id, StoreId: s.id, Role: metapb.Role_ROLE_VOTER,
+		})
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -323,7 +340,8 @@ func TestSplitWithWritesAround(t *testing.T) {
 	s.holds()
 	putTo := func(rangeID uint64, key, value string) error {
 		r := <-s.send(&kvpb.Request{Body: &kvpb.Request_Put{Put: &kvpb.PutRequest{
-			Header: &kvpb.Header{RangeId: rangeID}, Key: []byte(key), Value: []byte(value)}}})
+			Header: &kvpb.Header{RangeId: rangeID}, Key: []byte(key), Value: []byte(value),
+		}}})
 		return responseError(r)
 	}
 	last := make([]map[string]string, 4)
@@ -390,14 +408,16 @@ func TestSplitWithWritesAround(t *testing.T) {
 				id = 2
 			}
 			r := (<-s.send(&kvpb.Request{Body: &kvpb.Request_Get{Get: &kvpb.GetRequest{
-				Header: &kvpb.Header{RangeId: id}, Key: []byte(key)}}})).GetGet()
+				Header: &kvpb.Header{RangeId: id}, Key: []byte(key),
+			}}})).GetGet()
 			if r.GetError() != nil || string(r.GetRow().GetValue()) != want {
 				t.Fatalf("%s is %v, want %s", key, r, want)
 			}
 		}
 	}
 	r := <-s.send(&kvpb.Request{Body: &kvpb.Request_Get{Get: &kvpb.GetRequest{
-		Header: &kvpb.Header{RangeId: rangeOne, SpanEpoch: 1}, Key: []byte("a0")}}})
+		Header: &kvpb.Header{RangeId: rangeOne, SpanEpoch: 1}, Key: []byte("a0"),
+	}}})
 	e, ok := errors.AsType[errs.EpochMismatch](responseError(r))
 	if !ok || len(e.Current) == 0 || e.Current[0].GetEpoch().GetSpan() != 2 ||
 		len(e.Current[0].GetReplicas()) != 2 {

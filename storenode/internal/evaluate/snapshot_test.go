@@ -19,7 +19,8 @@ import (
 
 func (s *testStore) scan(start, end string, c *kvpb.Consistency) (*kvpb.ScanResponse, error) {
 	r := (<-s.send(&kvpb.Request{Body: &kvpb.Request_Scan{Scan: &kvpb.ScanRequest{
-		Header: s.header(), Start: []byte(start), End: []byte(end), Consistency: c}}})).GetScan()
+		Header: s.header(), Start: []byte(start), End: []byte(end), Consistency: c,
+	}}})).GetScan()
 	return r, errs.FromProto(r.GetError())
 }
 
@@ -308,8 +309,10 @@ func TestStaleReads(t *testing.T) {
 	c.lead(rangeOne, 1)
 	a, b := c.stores[0], c.stores[1]
 	stale := func(d time.Duration) *kvpb.Consistency {
-		return &kvpb.Consistency{Level: kvpb.ConsistencyLevel_CONSISTENCY_LEVEL_STALE,
-			MaxStalenessMs: uint32(d.Milliseconds())}
+		return &kvpb.Consistency{
+			Level:          kvpb.ConsistencyLevel_CONSISTENCY_LEVEL_STALE,
+			MaxStalenessMs: uint32(d.Milliseconds()),
+		}
 	}
 	a.mustPut("k", "0")
 	eventually(t, "the follower has it", func() bool {

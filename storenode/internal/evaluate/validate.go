@@ -77,7 +77,8 @@ func (c *call) checkBounds() error {
 		// An end may be keys.Next of the longest key.
 		if n := len(c.span.End); n > keys.MaxKeySizeBytes+1 {
 			return errs.TooLarge{
-				What: "end", SizeBytes: uint64(n), Limit: keys.MaxKeySizeBytes + 1}
+				What: "end", SizeBytes: uint64(n), Limit: keys.MaxKeySizeBytes + 1,
+			}
 		}
 	}
 	if !c.span.Valid() {
@@ -108,7 +109,8 @@ func checkKeySize(field string, k []byte) error {
 func checkRow(value []byte, ttlMillis uint64) error {
 	if n := len(value); n > keys.MaxValueSizeBytes {
 		return errs.TooLarge{
-			What: "value", SizeBytes: uint64(n), Limit: keys.MaxValueSizeBytes}
+			What: "value", SizeBytes: uint64(n), Limit: keys.MaxValueSizeBytes,
+		}
 	}
 	if ttlMillis > uint64(maxTTL/time.Millisecond) {
 		return errs.InvalidArgument{Field: "ttl_ms", Reason: "above 200 years; 0 means for ever"}
@@ -136,7 +138,8 @@ func checkMutations(what string, ms []*kvpb.Mutation, limit int) error {
 			return err
 		}
 		size += apply.EffectSizeBytes(apply.Effect{
-			Key: m.GetKey(), Value: m.GetValue(), Delete: m.GetDelete()})
+			Key: m.GetKey(), Value: m.GetValue(), Delete: m.GetDelete(),
+		})
 	}
 	return checkCount("bytes of "+what, size, limit)
 }

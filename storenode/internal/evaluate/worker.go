@@ -334,7 +334,8 @@ func (ev *Evaluator) notLeader(rangeID uint64, rep *catalog.Replica) error {
 	}
 	if lease := rep.State().Lease(); lease.GetHolderStoreId() != ev.deps.StoreID {
 		e.Leader = &metapb.Leader{
-			ReplicaId: lease.GetHolderReplicaId(), StoreId: lease.GetHolderStoreId()}
+			ReplicaId: lease.GetHolderReplicaId(), StoreId: lease.GetHolderStoreId(),
+		}
 	}
 	return e
 }

@@ -163,15 +163,18 @@ func (w *worker) decideWrite(c *call, st *catalog.State, commitTS ts.Timestamp) 
 	case *kvpb.Request_Put:
 		d.effects = []apply.Effect{put(b.Put.GetKey(), b.Put.GetValue(), b.Put.GetTtlMs(), commitTS)}
 		d.resp = &kvpb.Response{Body: &kvpb.Response_Put{
-			Put: &kvpb.PutResponse{CommitTs: uint64(commitTS)}}}
+			Put: &kvpb.PutResponse{CommitTs: uint64(commitTS)},
+		}}
 	case *kvpb.Request_Delete:
 		d.effects = []apply.Effect{{Key: b.Delete.GetKey(), Delete: true}}
 		d.resp = &kvpb.Response{Body: &kvpb.Response_Delete{
-			Delete: &kvpb.DeleteResponse{CommitTs: uint64(commitTS)}}}
+			Delete: &kvpb.DeleteResponse{CommitTs: uint64(commitTS)},
+		}}
 	case *kvpb.Request_BatchWrite:
 		d.effects = mutations(b.BatchWrite.GetMutations(), commitTS)
 		d.resp = &kvpb.Response{Body: &kvpb.Response_BatchWrite{
-			BatchWrite: &kvpb.BatchWriteResponse{CommitTs: uint64(commitTS)}}}
+			BatchWrite: &kvpb.BatchWriteResponse{CommitTs: uint64(commitTS)},
+		}}
 	case *kvpb.Request_BulkWrite:
 		d.effects = w.nextPart(b.BulkWrite.GetMutations()[c.bulk.next:], commitTS)
 		d.part = len(d.effects)

@@ -178,7 +178,8 @@ func checkKey(key []byte) error {
 func checkValue(value []byte) error {
 	if len(value) > keys.MaxValueSizeBytes {
 		return errs.TooLarge{
-			What: "value", SizeBytes: uint64(len(value)), Limit: keys.MaxValueSizeBytes}
+			What: "value", SizeBytes: uint64(len(value)), Limit: keys.MaxValueSizeBytes,
+		}
 	}
 	return nil
 }
@@ -192,7 +193,8 @@ func checkBounds(span keys.Span) error {
 	for _, b := range [][]byte{span.Start, span.End} {
 		if len(b) > keys.MaxKeySizeBytes+1 {
 			return errs.TooLarge{
-				What: "bound", SizeBytes: uint64(len(b)), Limit: keys.MaxKeySizeBytes + 1}
+				What: "bound", SizeBytes: uint64(len(b)), Limit: keys.MaxKeySizeBytes + 1,
+			}
 		}
 	}
 	return nil
@@ -221,7 +223,8 @@ func checkMutations(ms []*kvpb.Mutation) error {
 	}
 	if size > keys.MaxEntrySizeBytes {
 		return errs.TooLarge{
-			What: "batch", SizeBytes: uint64(size), Limit: keys.MaxEntrySizeBytes}
+			What: "batch", SizeBytes: uint64(size), Limit: keys.MaxEntrySizeBytes,
+		}
 	}
 	return nil
 }

@@ -25,19 +25,33 @@ func TestLadderOrder(t *testing.T) {
 		get            *kvpb.GetRequest
 		want           error
 	}{
-		{"cluster", "8", "4", &kvpb.GetRequest{Header: at(9, 1)},
-			errs.ClusterMismatch{Want: 8, Have: 7}},
-		{"store", "7", "4", &kvpb.GetRequest{Header: at(9, 1)},
-			errs.StoreMismatch{Want: 4, Have: 3}},
-		{"metadata", "7", "x", &kvpb.GetRequest{Header: at(9, 1)},
-			errs.InvalidArgument{Field: storeclient.StoreIDKey, Reason: "not a decimal number"}},
-		{"argument", "7", "3", &kvpb.GetRequest{Header: at(9, 1)},
-			errs.InvalidArgument{Field: "key", Reason: "empty"}},
-		{"argument size", "7", "3", &kvpb.GetRequest{Header: at(9, 1), Key: []byte(longKey)},
-			errs.TooLarge{What: "key", SizeBytes: keys.MaxKeySizeBytes + 1,
-				Limit: keys.MaxKeySizeBytes}},
-		{"load of the store", "7", "3", &kvpb.GetRequest{Header: at(9, 1), Key: []byte("q")},
-			errs.Busy{Reason: "bytes in flight"}},
+		{
+			"cluster", "8", "4", &kvpb.GetRequest{Header: at(9, 1)},
+			errs.ClusterMismatch{Want: 8, Have: 7},
+		},
+		{
+			"store", "7", "4", &kvpb.GetRequest{Header: at(9, 1)},
+			errs.StoreMismatch{Want: 4, Have: 3},
+		},
+		{
+			"metadata", "7", "x", &kvpb.GetRequest{Header: at(9, 1)},
+			errs.InvalidArgument{Field: storeclient.StoreIDKey, Reason: "not a decimal number"},
+		},
+		{
+			"argument", "7", "3", &kvpb.GetRequest{Header: at(9, 1)},
+			errs.InvalidArgument{Field: "key", Reason: "empty"},
+		},
+		{
+			"argument size", "7", "3", &kvpb.GetRequest{Header: at(9, 1), Key: []byte(longKey)},
+			errs.TooLarge{
+				What: "key", SizeBytes: keys.MaxKeySizeBytes + 1,
+				Limit: keys.MaxKeySizeBytes,
+			},
+		},
+		{
+			"load of the store", "7", "3", &kvpb.GetRequest{Header: at(9, 1), Key: []byte("q")},
+			errs.Busy{Reason: "bytes in flight"},
+		},
 	} {
 		ctx := metadata.AppendToOutgoingContext(t.Context(),
 			storeclient.ClusterIDKey, c.cluster, storeclient.StoreIDKey, c.store)
@@ -57,10 +71,12 @@ func TestLadderOfRanges(t *testing.T) {
 	ranges := newFakeRanges()
 	stale := getOf(at(2, 4), "q")
 	stale.GetGet().Consistency = &kvpb.Consistency{
-		Level: kvpb.ConsistencyLevel_CONSISTENCY_LEVEL_STALE}
+		Level: kvpb.ConsistencyLevel_CONSISTENCY_LEVEL_STALE,
+	}
 	scan := func(rangeID uint64, start, end string) *kvpb.Request {
 		return &kvpb.Request{Body: &kvpb.Request_Scan{Scan: &kvpb.ScanRequest{
-			Header: at(rangeID, 4), Start: []byte(start), End: []byte(end)}}}
+			Header: at(rangeID, 4), Start: []byte(start), End: []byte(end),
+		}}}
 	}
 	for _, c := range []struct {
 		name    string
@@ -121,7 +137,8 @@ func TestArguments(t *testing.T) {
 	}
 	batch := func(ms []*kvpb.Mutation) *kvpb.Request {
 		return &kvpb.Request{Body: &kvpb.Request_BatchWrite{
-			BatchWrite: &kvpb.BatchWriteRequest{Mutations: ms}}}
+			BatchWrite: &kvpb.BatchWriteRequest{Mutations: ms},
+		}}
 	}
 	for _, c := range []struct {
 		name    string
@@ -137,7 +154,8 @@ func TestArguments(t *testing.T) {
 		{"long batch", batch(many), "errs.TooLarge"},
 		{"large batch", batch(big), "errs.TooLarge"},
 		{"empty span", &kvpb.Request{Body: &kvpb.Request_Scan{Scan: &kvpb.ScanRequest{
-			Start: []byte("b"), End: []byte("b")}}}, "errs.InvalidArgument"},
+			Start: []byte("b"), End: []byte("b"),
+		}}}, "errs.InvalidArgument"},
 		{"whole span", &kvpb.Request{Body: &kvpb.Request_Scan{}}, "<nil>"},
 	} {
 		headerOf(c.request)

@@ -136,7 +136,8 @@ func echo(r *kvpb.Request) *kvpb.Response {
 	switch b := r.GetBody().(type) {
 	case *kvpb.Request_Get:
 		return &kvpb.Response{Body: &kvpb.Response_Get{Get: &kvpb.GetResponse{
-			Found: true, Row: &kvpb.Row{Key: b.Get.GetKey(), Value: b.Get.GetKey()}}}}
+			Found: true, Row: &kvpb.Row{Key: b.Get.GetKey(), Value: b.Get.GetKey()},
+		}}}
 	case *kvpb.Request_Put:
 		return &kvpb.Response{Body: &kvpb.Response_Put{Put: &kvpb.PutResponse{CommitTs: 5}}}
 	case *kvpb.Request_Scan:
@@ -242,12 +243,14 @@ func (r *rig) open() {
 
 func getOf(h *kvpb.Header, key string) *kvpb.Request {
 	return &kvpb.Request{Body: &kvpb.Request_Get{Get: &kvpb.GetRequest{
-		Header: h, Key: []byte(key)}}}
+		Header: h, Key: []byte(key),
+	}}}
 }
 
 func putOf(h *kvpb.Header, key string, size int) *kvpb.Request {
 	return &kvpb.Request{Body: &kvpb.Request_Put{Put: &kvpb.PutRequest{
-		Header: h, Key: []byte(key), Value: make([]byte, size)}}}
+		Header: h, Key: []byte(key), Value: make([]byte, size),
+	}}}
 }
 
 func at(rangeID, epoch uint64) *kvpb.Header {

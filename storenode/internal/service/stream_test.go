@@ -280,7 +280,8 @@ func TestScanPagesComeThroughTheGateway(t *testing.T) {
 		pages  int
 	}{{nil, 2}, {at(1, 4), 1}, {&kvpb.Header{Forwarded: true}, 1}} {
 		stream, err := r.kv.Scan(t.Context(), &kvpb.ScanRequest{
-			Header: c.header, Start: []byte("b"), End: []byte("c")})
+			Header: c.header, Start: []byte("b"), End: []byte("c"),
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -368,30 +369,38 @@ func hostile(id, rangeID, epoch uint64, key, value []byte, kind uint8) *kvpb.Req
 	out := &kvpb.Request{Id: id}
 	switch kind % 12 {
 	case 0:
-		out.Body = &kvpb.Request_Get{Get: &kvpb.GetRequest{Header: h, Key: key,
-			Consistency: &kvpb.Consistency{Level: kvpb.ConsistencyLevel(kind)}}}
+		out.Body = &kvpb.Request_Get{Get: &kvpb.GetRequest{
+			Header: h, Key: key,
+			Consistency: &kvpb.Consistency{Level: kvpb.ConsistencyLevel(kind)},
+		}}
 	case 1:
 		out.Body = &kvpb.Request_Put{Put: &kvpb.PutRequest{Header: h, Key: key, Value: value}}
 	case 2:
 		out.Body = &kvpb.Request_Delete{Delete: &kvpb.DeleteRequest{Header: h, Key: key}}
 	case 3:
 		out.Body = &kvpb.Request_CompareAndSwap{
-			CompareAndSwap: &kvpb.CompareAndSwapRequest{Header: h, Key: key, Value: value}}
+			CompareAndSwap: &kvpb.CompareAndSwapRequest{Header: h, Key: key, Value: value},
+		}
 	case 4:
 		out.Body = &kvpb.Request_BatchGet{
-			BatchGet: &kvpb.BatchGetRequest{Header: h, Keys: [][]byte{key, value, nil}}}
+			BatchGet: &kvpb.BatchGetRequest{Header: h, Keys: [][]byte{key, value, nil}},
+		}
 	case 5:
 		out.Body = &kvpb.Request_BatchWrite{
-			BatchWrite: &kvpb.BatchWriteRequest{Header: h, Mutations: ms}}
+			BatchWrite: &kvpb.BatchWriteRequest{Header: h, Mutations: ms},
+		}
 	case 6:
 		out.Body = &kvpb.Request_BulkWrite{
-			BulkWrite: &kvpb.BulkWriteRequest{Header: h, Mutations: ms}}
+			BulkWrite: &kvpb.BulkWriteRequest{Header: h, Mutations: ms},
+		}
 	case 7:
 		out.Body = &kvpb.Request_DeleteRange{
-			DeleteRange: &kvpb.DeleteRangeRequest{Header: h, Start: key, End: value}}
+			DeleteRange: &kvpb.DeleteRangeRequest{Header: h, Start: key, End: value},
+		}
 	case 8:
 		out.Body = &kvpb.Request_Scan{
-			Scan: &kvpb.ScanRequest{Header: h, Start: key, End: value, Reverse: kind > 64}}
+			Scan: &kvpb.ScanRequest{Header: h, Start: key, End: value, Reverse: kind > 64},
+		}
 	case 9:
 		out.Body = &kvpb.Request_Get{}
 	case 10:

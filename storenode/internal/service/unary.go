@@ -228,7 +228,8 @@ func (s *Service) stray(core *Core, request *kvpb.Request) error {
 	}
 	if r.Led {
 		return errs.KeyNotInRange{
-			Key: firstKey(request), Range: core.Ranges.Describe(r.State.RangeID())}
+			Key: firstKey(request), Range: core.Ranges.Describe(r.State.RangeID()),
+		}
 	}
 	return errs.NotLeader{RangeID: r.State.RangeID(), Leader: r.Leader}
 }
