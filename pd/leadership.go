@@ -150,7 +150,7 @@ func (l *leadership) lead(ctx context.Context) error {
 	errc := make(chan error, 4)
 	wg.Go(func() { errc <- oracle.Run(ctx) })
 	wg.Go(func() { errc <- d.run(ctx) })
-	wg.Go(func() { errc <- safepoint.Run(ctx, l.m, oracle, l.s.o.Retention) })
+	wg.Go(func() { errc <- safepoint.Run(ctx, l.m, oracle.Now, l.s.o.Retention) })
 	wg.Go(func() { errc <- l.watchRaft(ctx) })
 	err = <-errc
 	l.s.service.Lead(nil)

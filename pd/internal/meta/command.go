@@ -19,8 +19,15 @@ const (
 // errUnknown is a command or snapshot of a newer binary.
 var errUnknown = errors.New("written by a newer version: upgrade this PD node")
 
-// EncodeCommand renders a command for the log.
-func EncodeCommand(c *pdpb.Command) []byte { return encode(commandFormat, c) }
+// EncodeCommand renders a command for the log. It fails only on strings that are
+// not text.
+func EncodeCommand(c *pdpb.Command) ([]byte, error) {
+	b, err := encode(commandFormat, c)
+	if err != nil {
+		return nil, fmt.Errorf("meta: encode command: %w", err)
+	}
+	return b, nil
+}
 
 // DecodeCommand reads what EncodeCommand wrote.
 func DecodeCommand(b []byte) (*pdpb.Command, error) {
@@ -35,7 +42,7 @@ func DecodeCommand(b []byte) (*pdpb.Command, error) {
 }
 
 // EncodeState renders the state for a snapshot.
-func EncodeState(s *pdpb.MetaState) []byte { return encode(stateFormat, s) }
+func EncodeState(s *pdpb.MetaState) []byte { return mustEncode(stateFormat, s) }
 
 // DecodeState reads what EncodeState wrote.
 func DecodeState(b []byte) (*pdpb.MetaState, error) {
@@ -46,7 +53,7 @@ func DecodeState(b []byte) (*pdpb.MetaState, error) {
 	return &s, nil
 }
 
-func encodeResult(r *pdpb.CommandResult) []byte { return encode(commandFormat, r) }
+func encodeResult(r *pdpb.CommandResult) []byte { return mustEncode(commandFormat, r) }
 
 func decodeResult(b []byte) (*pdpb.CommandResult, error) {
 	var r pdpb.CommandResult
@@ -56,12 +63,17 @@ func decodeResult(b []byte) (*pdpb.CommandResult, error) {
 	return &r, nil
 }
 
-func encode(format byte, m proto.Message) []byte {
-	out, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend([]byte{format}, m)
+func encode(format byte, m proto.Message) ([]byte, error) {
+	return proto.MarshalOptions{Deterministic: true}.MarshalAppend([]byte{format}, m)
+}
+
+// mustEncode renders what was made of decoded commands: its strings are text.
+func mustEncode(format byte, m proto.Message) []byte {
+	b, err := encode(format, m)
 	if err != nil {
-		panic(fmt.Sprintf("meta: marshal %T: %v", m, err)) // only for invalid UTF-8: checked at the door
+		panic(fmt.Sprintf("meta: marshal %T: %v", m, err))
 	}
-	return out
+	return b
 }
 
 func decode(format byte, b []byte, m proto.Message) error {

@@ -40,7 +40,7 @@ const (
 	// maxInMemLogBytes refuses proposals when the group cannot keep up.
 	maxInMemLogBytes = 64 << 20
 
-	// callTimeout bounds a proposal or read whose context has no deadline.
+	// callTimeout bounds a proposal or read; a nearer deadline of the caller wins.
 	callTimeout = 5 * time.Second
 	// retryPause is the wait after a proposal that was refused outright.
 	retryPause = 10 * time.Millisecond
@@ -174,9 +174,12 @@ func (m *Meta) Transfer(target uint64) error {
 // Propose replicates c and returns what applying it decided. An error means
 // that the outcome is unknown; every command may be proposed again.
 func (m *Meta) Propose(ctx context.Context, c *pdpb.Command) (*pdpb.CommandResult, error) {
-	ctx, cancel := withDeadline(ctx)
+	body, err := EncodeCommand(c)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	body := EncodeCommand(c)
 	session := m.host.GetNoOPSession(shardID)
 	for {
 		r, err := m.host.SyncPropose(ctx, session, body)
@@ -192,7 +195,7 @@ func (m *Meta) Propose(ctx context.Context, c *pdpb.Command) (*pdpb.CommandResul
 // ReadTSO returns the TSO record as of now: whatever was committed before the
 // call is seen.
 func (m *Meta) ReadTSO(ctx context.Context) (*pdpb.TSORecord, error) {
-	ctx, cancel := withDeadline(ctx)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	for {
 		r, err := m.host.SyncRead(ctx, shardID, nil)
@@ -223,13 +226,6 @@ func pause(ctx context.Context) bool {
 	}
 }
 
-func withDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
-	if _, ok := ctx.Deadline(); ok {
-		return context.WithCancel(ctx)
-	}
-	return context.WithTimeout(ctx, callTimeout)
-}
-
 // ClusterID is 0 until the cluster was named.
 func (m *Meta) ClusterID() uint64 {
 	m.machine.mu.RLock()
@@ -249,6 +245,14 @@ func (m *Meta) TSO() *pdpb.TSORecord { return m.machine.tso() }
 
 // Stores lists all stores that ever registered, by id.
 func (m *Meta) Stores() []*pdpb.StoreRecord { return m.machine.storeRecords() }
+
+// Store is a store that registered, if it did.
+func (m *Meta) Store(id uint64) (*pdpb.StoreRecord, bool) {
+	m.machine.mu.RLock()
+	defer m.machine.mu.RUnlock()
+	rec := m.machine.mu.state.stores[id]
+	return rec, rec != nil
+}
 
 // Ranges lists the remembered descriptors, by id.
 func (m *Meta) Ranges() []*metapb.Range { return m.machine.ranges() }

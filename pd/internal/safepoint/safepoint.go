@@ -6,11 +6,10 @@ package safepoint
 
 import (
 	"context"
-	"errors"
 	"time"
 
-	"github.com/ridgekv/ridge/pd/internal/tso"
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
+	"github.com/ridgekv/ridge/proto/ts"
 )
 
 // Log is PD's group.
@@ -18,18 +17,18 @@ type Log interface {
 	Propose(ctx context.Context, c *pdpb.Command) (*pdpb.CommandResult, error)
 }
 
-// Run raises both points to retention ago, again and again, until ctx ends or
-// the oracle is lost. There are no locks in this release, so the GC safe point
-// follows the transactions' at once.
-func Run(ctx context.Context, log Log, oracle *tso.Oracle, retention time.Duration) error {
+// Run raises both points to retention ago, again and again, until ctx ends.
+// fresh gives a timestamp and fails on a PD that no longer leads. There are no
+// locks in this release, so the GC safe point follows the transactions' at
+// once.
+func Run(
+	ctx context.Context, log Log, fresh func(context.Context) (ts.Timestamp, error),
+	retention time.Duration,
+) error {
 	ticker := time.NewTicker(interval(retention))
 	defer ticker.Stop()
 	for {
-		now, err := oracle.Timestamps(ctx, 1)
-		switch {
-		case errors.Is(err, tso.ErrNotOwner):
-			return err
-		case err == nil:
+		if now, err := fresh(ctx); err == nil {
 			point := uint64(now.Add(-retention))
 			// A failure is made good by the next round.
 			_, _ = log.Propose(ctx, &pdpb.Command{Command: &pdpb.Command_RaiseSafePoint{

@@ -39,7 +39,8 @@ func (s *Service) RegisterStore(
 	if r.GetFirstRange() != nil {
 		s.o.Logger.Info("store bears the first range", "store", r.GetStore().GetStoreId())
 	}
-	out.ClusterId, out.StoreId, out.FirstRange = m.ClusterID(), r.GetStore().GetStoreId(), r.GetFirstRange()
+	out.ClusterId, out.StoreId = m.ClusterID(), r.GetStore().GetStoreId()
+	out.FirstRange = r.GetFirstRange()
 	out.Config, out.Stores = m.Config(), s.stores(l)
 	if t, err := l.Oracle.Timestamps(ctx, 1); err == nil {
 		out.Timestamp = uint64(t)

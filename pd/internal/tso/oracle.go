@@ -29,6 +29,7 @@ const (
 
 	confirmTimeout = 2 * time.Second
 	extendTimeout  = time.Second
+	retryPause     = 20 * time.Millisecond
 )
 
 // ErrNotOwner means that another run hands out timestamps now.
@@ -145,6 +146,8 @@ func (o *Oracle) Run(ctx context.Context) error {
 	o.mu.lost = true
 	next := o.mu.next
 	o.mu.next = nil
+	close(o.mu.extended) // whoever waits for room learns that there will be none
+	o.mu.extended = make(chan struct{})
 	o.mu.Unlock()
 	if next != nil {
 		next.err = ErrNotOwner
@@ -179,6 +182,9 @@ func (o *Oracle) Timestamps(ctx context.Context, n uint32) (ts.Timestamp, error)
 	}
 	return p.First, p.Wait(ctx)
 }
+
+// Now returns one timestamp.
+func (o *Oracle) Now(ctx context.Context) (ts.Timestamp, error) { return o.Timestamps(ctx, 1) }
 
 // Begin takes n timestamps, waiting while the bound is too near, and joins the
 // next round.
@@ -313,8 +319,7 @@ func (o *Oracle) extendOnce(ctx context.Context) error {
 		},
 	}})
 	if err != nil {
-		ring(o.extend) // the outcome is unknown: ask again
-		return ctx.Err()
+		return o.pause(ctx) // the outcome is unknown: ask again
 	}
 	if r.GetReason() != pdpb.PDErrorReason_PD_ERROR_REASON_UNSPECIFIED {
 		return ErrNotOwner
@@ -327,4 +332,17 @@ func (o *Oracle) extendOnce(ctx context.Context) error {
 		o.mu.extended = make(chan struct{})
 	}
 	return nil
+}
+
+// pause keeps a group that refuses at once from being asked without rest.
+func (o *Oracle) pause(ctx context.Context) error {
+	timer := time.NewTimer(retryPause)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		ring(o.extend)
+		return nil
+	}
 }
