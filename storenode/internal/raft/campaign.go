@@ -34,6 +34,8 @@ const (
 	// (receiveQueueLen): a full queue drops ticks.
 	maxElectionTicks = 60
 
+	aloneAfter     = 100 * time.Millisecond
+	aloneEvery     = 50 * time.Millisecond
 	birthEvery     = 5 * time.Millisecond
 	birthReset     = 50 * time.Millisecond
 	birthResetMax  = time.Second
@@ -62,6 +64,9 @@ type birth struct {
 	// reset is when a candidate that is stuck is sent back to being a follower.
 	reset      time.Time
 	resetEvery time.Duration
+	// alone: this is no child, but a replica that is the only member, so that
+	// nobody else can lead. It is looked at again before each message.
+	alone bool
 }
 
 func newBirths() *births {
@@ -79,6 +84,24 @@ func (b *births) add(rangeID, replicaID uint64) {
 	b.mu.children[rangeID] = &birth{
 		replicaID: replicaID, since: now, next: now,
 		reset: now.Add(birthReset), resetEvery: birthReset,
+	}
+	b.ring()
+}
+
+// addAlone is add for a replica that is the only member of its range. It waits
+// a moment, because a replica that starts learns of the members that joined
+// only while its log is replayed.
+func (b *births) addAlone(rangeID, replicaID uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.mu.children[rangeID] != nil {
+		return
+	}
+	now := time.Now()
+	begin := now.Add(aloneAfter)
+	b.mu.children[rangeID] = &birth{
+		replicaID: replicaID, since: now, next: begin, alone: true,
+		reset: begin.Add(birthReset), resetEvery: birthReset,
 	}
 	b.ring()
 }
@@ -152,6 +175,7 @@ func (h *Host) Suspect(storeID uint64, silent bool) {
 	d.mu.Unlock()
 	if was != silent {
 		h.log.Info("store suspected", "suspect", storeID, "silent", silent)
+		h.door.renew(storeID)
 		d.ring()
 	}
 }
@@ -197,9 +221,15 @@ func (h *Host) stepBirths(
 	b := h.births
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	infos := sync.OnceValue(h.shardInfos) // looks at all replicas
 	for rangeID, c := range b.mu.children {
 		r, ok := h.replica(rangeID)
 		if !ok || r.replicaID != c.replicaID || now.Sub(c.since) > birthGiveUp {
+			delete(b.mu.children, rangeID)
+			continue
+		}
+		due := !now.Before(c.next)
+		if c.alone && due && !r.alone(infos()[rangeID].ConfigChangeIndex) {
 			delete(b.mu.children, rangeID)
 			continue
 		}
@@ -209,7 +239,7 @@ func (h *Host) stepBirths(
 			delete(b.mu.children, rangeID)
 			continue
 		}
-		if !now.Before(c.next) {
+		if due {
 			if !now.Before(c.reset) {
 				// A candidate ignores TimeoutNow. A message of a later term makes
 				// it a follower again; the term rises by two.
@@ -222,6 +252,9 @@ func (h *Host) stepBirths(
 			}
 			out = append(out, pb.Message{Type: pb.TimeoutNow, ShardID: rangeID, To: c.replicaID})
 			c.next = now.Add(birthEvery)
+			if c.alone {
+				c.next = now.Add(aloneEvery)
+			}
 			h.metrics.injections.inc("birth")
 		}
 		if c.next.Before(next) {

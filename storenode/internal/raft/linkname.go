@@ -56,6 +56,9 @@ var minEntrySliceSize uint64
 //go:linkname sendQueueLen github.com/lni/dragonboat/v4/internal/transport.sendQueueLen
 var sendQueueLen uint64
 
+//go:linkname dialTimeoutSecond github.com/lni/dragonboat/v4/internal/transport.dialTimeoutSecond
+var dialTimeoutSecond uint64
+
 // Package variables are initialised after those of imported packages and
 // before main, so this comes before the first NodeHost of the process and
 // races with none: not with that of a PD in the same process either.
@@ -85,6 +88,8 @@ func setSoftSettings() map[string]uint64 {
 	set("MinEntrySliceFreeSize", &minEntrySliceSize, 32)
 	// Thousands of heartbeats of one tick go to a store at once.
 	set("SendQueueLength", &sendQueueLen, 8192)
+	// A stop waits for attempts to dial a host that does not answer.
+	set("GetConnectedTimeoutSecond", &dialTimeoutSecond, 2)
 	return found
 }
 

@@ -18,6 +18,7 @@ func TestSoftSettings(t *testing.T) {
 		"InMemEntrySliceSize":          512,
 		"MinEntrySliceFreeSize":        96,
 		"SendQueueLength":              2048,
+		"GetConnectedTimeoutSecond":    5,
 	}
 	for name, value := range want {
 		if softDefaults[name] != value {

@@ -324,7 +324,7 @@ func (h *Host) setMembers(r *replica, m *members) error {
 	h.events.noteLeader(r.rangeID, nil) // its store may be known now
 	if len(m.replicas) == 1 && !r.leading().Known {
 		// Nobody else can lead: a store of one need not wait for an election.
-		h.births.add(r.rangeID, r.replicaID)
+		h.births.addAlone(r.rangeID, r.replicaID)
 	}
 	return h.noteRole(r, m)
 }

@@ -66,6 +66,13 @@ func (m *members) find(replicaID uint64) (*metapb.Replica, bool) {
 	return nil, false
 }
 
+// alone reports whether this replica is the only member as of config, which is
+// the newest that the replica has applied.
+func (r *replica) alone(config uint64) bool {
+	m := r.members.Load()
+	return m != nil && m.config == config && len(m.replicas) == 1
+}
+
 // Leader returns who leads the range, from memory.
 func (h *Host) Leader(rangeID uint64) Leader {
 	r, ok := h.replica(rangeID)

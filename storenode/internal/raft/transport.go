@@ -39,10 +39,14 @@ func parseTarget(t string) (storeID uint64, ok bool) {
 type door struct {
 	raftio.ITransport
 	resolve func(storeID uint64) (address string, ok bool)
+	// dials are attempts of lines under way.
+	dials sync.WaitGroup
 
 	mu struct {
 		sync.RWMutex
 		deploymentID uint64
+		// lines are the connections in use, by target.
+		lines map[string]map[*line]struct{}
 		// handler is nil before the start and after Close: calling it on a
 		// closed NodeHost is a nil dereference.
 		handler raftio.MessageHandler
@@ -70,7 +74,9 @@ func (d *door) Validate(address string) bool {
 // transport before anything that the handler needs.
 func (d *door) Close() error {
 	d.fence()
-	return d.ITransport.Close()
+	err := d.ITransport.Close()
+	d.dials.Wait()
+	return err
 }
 
 func (d *door) fence() {
@@ -95,15 +101,6 @@ func (d *door) inject(messages []pb.Message) bool {
 		BinVer:       raftio.TransportBinVersion,
 	})
 	return true
-}
-
-// GetConnection dials the store behind the target.
-func (d *door) GetConnection(ctx context.Context, t string) (raftio.IConnection, error) {
-	address, err := d.address(t)
-	if err != nil {
-		return nil, err
-	}
-	return d.ITransport.GetConnection(ctx, address)
 }
 
 // GetSnapshotConnection dials the store behind the target, for an image.
