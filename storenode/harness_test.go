@@ -144,8 +144,7 @@ func (s *testStore) waitReady() {
 	eventually(s.t, 20*time.Second, "store ready", s.server.Ready)
 }
 
-func (s *testStore) kv() kvpb.KVServiceClient          { return kvpb.NewKVServiceClient(s.conn) }
-func (s *testStore) store() storepb.StoreServiceClient { return storepb.NewStoreServiceClient(s.conn) }
+func (s *testStore) kv() kvpb.KVServiceClient { return kvpb.NewKVServiceClient(s.conn) }
 
 func (s *testStore) put(key, value string) *kvpb.PutResponse {
 	s.t.Helper()

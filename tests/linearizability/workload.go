@@ -128,7 +128,8 @@ func perform(ctx context.Context, c *client.Client, in Input) (out Output, happe
 	case CompareAndSwap:
 		var res client.SwapResult
 		res, err = c.CompareAndSwap(ctx, client.Swap{
-			Key: key, ExpectAbsent: in.Expected == "", Expected: []byte(in.Expected), Value: []byte(in.Value),
+			Key: key, Value: []byte(in.Value),
+			ExpectAbsent: in.Expected == "", Expected: []byte(in.Expected),
 		})
 		out.Swapped, out.Value = res.Swapped, string(res.Current.Value)
 	case BatchGet:
@@ -146,7 +147,9 @@ func perform(ctx context.Context, c *client.Client, in Input) (out Output, happe
 	return out, true
 }
 
-func batchGet(ctx context.Context, c *client.Client, group int) (values [GroupSize]string, err error) {
+func batchGet(
+	ctx context.Context, c *client.Client, group int,
+) (values [GroupSize]string, err error) {
 	ask := make([][]byte, GroupSize)
 	for i := range ask {
 		ask[i] = Key(group, i)

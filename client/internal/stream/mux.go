@@ -96,7 +96,8 @@ func (m *mux) do(ctx context.Context, req *kvpb.Request) (*kvpb.Response, error)
 	}
 	if r.err != nil {
 		m.encoding.Lock()
-		m.encoding.Unlock() //nolint:staticcheck // only waits
+		//lint:ignore SA2001 it only waits until nothing is being encoded
+		m.encoding.Unlock()
 		return nil, r.err
 	}
 	return r.resp, nil

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -176,10 +175,6 @@ func boundsOf(kind byte, x Extent, span keys.Span) bounds {
 	}
 	b.prefix = b.lo[:n]
 	return b
-}
-
-func (b bounds) contains(key []byte) bool {
-	return bytes.Compare(key, b.lo) >= 0 && bytes.Compare(key, b.hi) < 0
 }
 
 var imageKinds = map[logpb.ImageKind]byte{
