@@ -17,7 +17,6 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
-	storepb "github.com/ridgekv/ridge/proto/ridge/store/v1"
 	"github.com/ridgekv/ridge/storenode"
 )
 
