@@ -242,9 +242,7 @@ func (n *node) startRaft(ctx context.Context) error {
 	n.evaluator = evaluate.New(evaluate.Deps{
 		Host: n.host, Catalog: n.catalog, Engine: n.engine, Clock: n.clock,
 		StoreID: n.ident.GetStoreId(), Logger: n.o.Logger, Registerer: n.o.Registerer,
-		DiskFull: func(rangeID uint64) (uint64, bool) {
-			return agent.DiskFull(n.book, n.host, rangeID)
-		},
+		DiskFull: func(rangeID uint64) (uint64, bool) { return n.agent.DiskFull(rangeID) },
 	})
 	n.newAgent()
 	n.crew.start("checker", checker.Run)

@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/ridgekv/ridge/storenode/internal/engine"
 	"github.com/ridgekv/ridge/storenode/internal/service"
 )
 
@@ -79,7 +80,8 @@ func (s *Server) Run(ctx context.Context) error {
 		case err = <-n.crew.failed:
 		}
 		s.say("stopping")
-		n.drain(err == nil)
+		// At the last watermark of the disk the engine still commits.
+		n.drain(err == nil || errors.Is(err, engine.ErrDiskFull))
 	}
 	return errors.Join(err, n.close())
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -330,4 +331,33 @@ func TestGoneStoreStops(t *testing.T) {
 	if err := runRefused(t, o); err == nil || !strings.Contains(err.Error(), "refuses") {
 		t.Errorf("got %v", err)
 	}
+}
+
+// A store near its capacity refuses growing writes, still deletes, and stops
+// cleanly at the last watermark.
+func TestDiskFull(t *testing.T) {
+	pd := startFakePD(t)
+	o := storeOptions(t, t.TempDir(), pd.address)
+	o.CapacityBytes = 400 << 20
+	s := startStore(t, o)
+	s.waitReady()
+	noise := make([]byte, 128<<10)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(noise)
+	value := string(noise)
+	full := false
+	for i := 0; i < 4000 && !full; i++ {
+		e := s.put(fmt.Sprintf("k%04d", i), value).GetError()
+		full = e.GetDiskFull() != nil
+		if e != nil && !full && e.GetBusy() == nil {
+			t.Fatalf("put %d: %v", i, e)
+		}
+	}
+	if !full {
+		t.Fatal("500 MiB fitted into 400")
+	}
+	del, err := s.kv().Delete(t.Context(), &kvpb.DeleteRequest{Key: []byte("k0000")})
+	if err != nil || del.GetError() != nil {
+		t.Fatalf("delete: %v, %v", del, err)
+	}
+	s.mustGet("k0001", value)
 }

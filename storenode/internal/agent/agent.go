@@ -22,14 +22,8 @@ import (
 	"github.com/ridgekv/ridge/storenode/internal/raft"
 )
 
-// What ends Run.
-var (
-	// ErrDiskFull: the last watermark is reached; the store stops while it can.
-	ErrDiskFull = errors.New(
-		"agent: the disk is full: free space or raise the capacity, then start again")
-	// ErrRefused: PD does not accept this store any more.
-	ErrRefused = errors.New("agent: PD refuses this store")
-)
+// ErrRefused ends Run: PD does not accept this store any more.
+var ErrRefused = errors.New("agent: PD refuses this store")
 
 // Members changes who takes part in a range. raft.Host does it.
 type Members interface {

@@ -139,7 +139,7 @@ func (b *Book) setDiskLocked(storeID uint64, d metapb.DiskState) {
 	b.mu.disks[storeID] = d
 	full := map[uint64]bool{}
 	for id, d := range b.mu.disks {
-		if d == metapb.DiskState_DISK_STATE_HIGH || d == metapb.DiskState_DISK_STATE_FULL {
+		if tight(d) {
 			full[id] = true
 		}
 	}

@@ -8,7 +8,6 @@ import (
 
 	"github.com/ridgekv/ridge/client/pdclient"
 	logpb "github.com/ridgekv/ridge/proto/ridge/log/v1"
-	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 	"github.com/ridgekv/ridge/proto/ts"
 )
@@ -72,10 +71,6 @@ func (a *Agent) Welcome(ctx context.Context, r *pdpb.RegisterStoreResponse) erro
 func (a *Agent) heartbeats(ctx context.Context) error {
 	failing := false
 	return every(ctx, a.o.HeartbeatInterval, func(ctx context.Context) error {
-		d := a.d.Engine.Disk()
-		if d.State == metapb.DiskState_DISK_STATE_FULL {
-			return ErrDiskFull
-		}
 		one, cancel := context.WithTimeout(ctx, max(a.o.HeartbeatInterval, time.Second))
 		defer cancel()
 		answer, err := a.d.PD.StoreHeartbeat(one, a.storeReport())

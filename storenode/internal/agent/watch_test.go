@@ -49,13 +49,13 @@ func TestPong(t *testing.T) {
 	if silent, told := h.suspect[2]; silent || !told || a.watch.isSilent(2) {
 		t.Error("a store that pings is still suspected")
 	}
-	if id, full := DiskFull(a.d.Book, h, 1); id != 2 || !full {
+	if id, full := a.DiskFull(1); id != 2 || !full {
 		t.Errorf("the full disk of a voter: %d, %v", id, full)
 	}
 	a.Pong(&storepb.PingRequest{
 		ClusterId: 7, FromStoreId: 2, DiskState: metapb.DiskState_DISK_STATE_OK,
 	})
-	if _, full := DiskFull(a.d.Book, h, 1); full {
+	if _, full := a.DiskFull(1); full {
 		t.Error("still full")
 	}
 	if out := a.Pong(&storepb.PingRequest{ClusterId: 8}); out.GetError().GetClusterMismatch() == nil {
@@ -65,9 +65,9 @@ func TestPong(t *testing.T) {
 
 // A learner's store does not stop growth: it is not a voter.
 func TestDiskFullOfALearner(t *testing.T) {
-	a, h := newTestAgent(t)
+	a, _ := newTestAgent(t)
 	a.d.Book.SetDisk(3, metapb.DiskState_DISK_STATE_HIGH)
-	if _, full := DiskFull(a.d.Book, h, 1); full {
+	if _, full := a.DiskFull(1); full {
 		t.Error("a learner's disk stopped growth")
 	}
 }
