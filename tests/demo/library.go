@@ -15,7 +15,9 @@ import (
 	"time"
 
 	"github.com/ridgekv/ridge/client"
+	"github.com/ridgekv/ridge/proto/errs"
 	"github.com/ridgekv/ridge/proto/keys"
+	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
 )
 
 // row is a line of the library: its key is path:line.
@@ -148,7 +150,8 @@ func (l *loader) write(ctx context.Context, batch []row) error {
 		for _, i := range append(r.Unknown, r.Pending...) {
 			again = append(again, rest[i])
 		}
-		if len(again) == 0 || ctx.Err() != nil || time.Since(began) > 2*time.Minute {
+		hopeless := errs.Class(err) == kvpb.ErrorClass_ERROR_CLASS_FAIL
+		if len(again) == 0 || hopeless || ctx.Err() != nil || time.Since(began) > 2*time.Minute {
 			return fmt.Errorf("load: %w", err)
 		}
 		rest = again

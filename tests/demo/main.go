@@ -207,7 +207,7 @@ func (d *demo) showRanges(ctx context.Context) error {
 			fmt.Println("    ...")
 		}
 	}
-	d.report.add("ranges", "%d x 3 replicas, split at %s", len(lines)-1, d.splitSize)
+	d.report.add("ranges when loaded", "%d x 3 replicas, split at %s", len(lines)-1, d.splitSize)
 	return nil
 }
 
