@@ -97,7 +97,8 @@ func newCommitter(e *Engine, lastSeq Seq) *committer {
 func (e *Engine) Commit(sets ...*WriteSet) error {
 	req := &request{done: make(chan error, 1)}
 	for _, s := range sets {
-		if s == nil || s.Empty() {
+		// An empty set may still carry an extent that was handed out.
+		if s == nil || s.Empty() && s.maxExtent == 0 {
 			continue
 		}
 		if err := e.fits(s); err != nil {

@@ -29,8 +29,9 @@ type extentCounter struct {
 
 func (c *extentCounter) init(last Extent) { c.mu.last, c.mu.durable = last, last }
 
-// NewExtent hands out an extent that was never used. The commit of w, or of
-// any set that writes to the extent, makes that durable.
+// NewExtent hands out an extent that was never used. The commit of w, even if
+// nothing else is in it, or of any set that writes to the extent, makes that
+// durable.
 func (e *Engine) NewExtent(w *WriteSet) Extent {
 	e.extents.mu.Lock()
 	defer e.extents.mu.Unlock()

@@ -217,3 +217,22 @@ func TestFlush(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// An extent that was handed out and committed stays handed out, even when
+// nothing was ever written to it.
+func TestExtentWithoutRows(t *testing.T) {
+	o := engine.SmallTables(engine.Options{Dir: t.TempDir()})
+	e := open(t, o)
+	var w engine.WriteSet
+	first := e.NewExtent(&w)
+	if err := e.Commit(&w); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	e = open(t, o)
+	if again := e.NewExtent(&w); again == first {
+		t.Errorf("extent %d was handed out twice", again)
+	}
+}

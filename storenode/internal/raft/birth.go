@@ -75,7 +75,7 @@ func (h *Host) createFirst(rng *metapb.Range, replicaID uint64) error {
 	w := &engine.WriteSet{}
 	extent := h.engine.NewExtent(w)
 	// The record of the range names the extent but does not write to it, so
-	// the counter is committed on its own first.
+	// the counter is committed on its own first: w holds nothing else.
 	if err := h.engine.Commit(w); err != nil {
 		return err
 	}

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	sm "github.com/lni/dragonboat/v4/statemachine"
+
+	"github.com/ridgekv/ridge/storenode/internal/engine"
 )
 
 // threeVoters is range 1 on stores 1, 2 and 3, led by store 1.
@@ -256,4 +258,18 @@ func contains(list []string, want string) bool {
 		}
 	}
 	return false
+}
+
+// TestFirstRangeOwnsItsExtent: the extent of the first range is never handed
+// out again, also when the store restarts before anything is written to it.
+// A range image would be received into it, and then both listed and owned.
+func TestFirstRangeOwnsItsExtent(t *testing.T) {
+	c := startTestCluster(t, 1, nil)
+	s := c.stores[1]
+	s.restart(t)
+	owned := s.state(t, 1).Slices()[0].Extent
+	w := &engine.WriteSet{}
+	if x := s.engine.NewExtent(w); x == owned {
+		t.Errorf("extent %d belongs to range 1 and was handed out again", x)
+	}
 }
