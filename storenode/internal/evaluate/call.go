@@ -111,6 +111,12 @@ func (c *call) grows() bool {
 	return false
 }
 
+// judgesTTL reports whether what the write does, or answers, depends on whether
+// a row has expired.
+func (c *call) judgesTTL() bool {
+	return c.kind == KindCompareAndSwap || c.kind == KindDeleteRange
+}
+
 func anyPut(ms []*kvpb.Mutation) bool {
 	for _, m := range ms {
 		if !m.GetDelete() {

@@ -244,6 +244,10 @@ func (ev *Evaluator) Submit(req *kvpb.Request, respond func(*kvpb.Response)) {
 	case !c.kind.Write():
 		ev.submitRead(w, c)
 	case c.token <= max(ev.deps.Clock.Limit(), ev.deps.Clock.Seen()):
+		if c.judgesTTL() && w.rep.State().HasTTL() {
+			ev.oracle.freshen(func() { w.enqueue(c) })
+			return
+		}
 		w.enqueue(c)
 	default:
 		ev.oracle.ask(func(t ts.Timestamp, err error) {

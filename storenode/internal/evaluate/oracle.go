@@ -23,6 +23,8 @@ type oracle struct {
 		closed bool
 		// waiting is bounded by the queues the askers come from.
 		waiting []func(ts.Timestamp, error)
+		// failed is when the last question was not answered.
+		failed time.Time
 	}
 }
 
@@ -48,6 +50,41 @@ func (o *oracle) ask(fn func(ts.Timestamp, error)) {
 	}
 }
 
+// young is how old Seen may be when it decides whether a row has expired.
+const young = 200 * time.Millisecond
+
+// now is about what the oracle would answer now. It dates what is not compared
+// with other timestamps of writes and reads, and nothing else.
+func (o *oracle) now() ts.Timestamp {
+	limit := o.clock.Limit()
+	if limit == 0 {
+		return 0
+	}
+	return limit.Add(-time.Second)
+}
+
+// old reports whether Seen is too old to judge a TTL by, and PD may know better.
+func (o *oracle) old() bool {
+	o.clock.Want()
+	if seen := o.clock.Seen(); seen != 0 && o.now().Sub(seen) <= young {
+		return false
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return time.Since(o.mu.failed) > o.timeout
+}
+
+// freshen calls fn once Seen is young: a store without writes asks for no
+// timestamps, and its rows would never expire. When PD does not answer, fn is
+// called with Seen as it is.
+func (o *oracle) freshen(fn func()) {
+	if !o.old() {
+		fn()
+		return
+	}
+	o.ask(func(ts.Timestamp, error) { fn() })
+}
+
 func (o *oracle) run(ctx context.Context) {
 	for {
 		select {
@@ -71,6 +108,9 @@ func (o *oracle) run(ctx context.Context) {
 		cancel()
 		if err != nil {
 			err = errPD
+			o.mu.Lock()
+			o.mu.failed = time.Now()
+			o.mu.Unlock()
 		}
 		for _, fn := range waiting {
 			fn(t, err)

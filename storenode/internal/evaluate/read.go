@@ -18,6 +18,8 @@ type readPlan struct {
 	// judgedAt is the timestamp TTL is judged by. 0: the newest one, and a row
 	// that turns out to be expired must be registered for first.
 	judgedAt ts.Timestamp
+	// freshened: what the oracle said last is young.
+	freshened bool
 }
 
 // startRead sends a read on its way by its consistency level.
@@ -130,6 +132,10 @@ func (w *worker) read(c *call, p readPlan) {
 				w.log.Error("read", "err", err)
 			}
 			c.fail(fault)
+		case g.strict && g.sawTTL && !p.freshened && w.ev.oracle.old():
+			w.ev.oracle.freshen(func() {
+				w.ev.pool.submit(c.kind == KindScan, func() { w.read(c, readPlan{freshened: true}) })
+			})
 		case g.strict && g.undecided:
 			w.registerTTL(c)
 		default:
@@ -179,6 +185,8 @@ type gather struct {
 	strict    bool
 	mayJudge  bool
 	undecided bool
+	// sawTTL: it met a row with a TTL.
+	sawTTL bool
 	// newest is the largest commit_ts among the rows found.
 	newest ts.Timestamp
 }
@@ -186,6 +194,7 @@ type gather struct {
 // keep judges the TTL of a stored row.
 func (g *gather) keep(row engine.Row) bool {
 	if row.ExpiresAt != 0 {
+		g.sawTTL = true
 		ok := alive(row, true, g.judgedAt)
 		if g.strict && (!ok || !g.mayJudge) {
 			g.undecided = true

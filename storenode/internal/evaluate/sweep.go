@@ -38,6 +38,9 @@ func (ev *Evaluator) sweepAll(ctx context.Context) {
 
 // sweepRange goes once through the range, a chunk of expired rows at a time.
 func (w *worker) sweepRange(ctx context.Context) {
+	asking, cancel := context.WithTimeout(ctx, w.ev.timing.oracle)
+	_, _ = w.ev.deps.Clock.Fresh(asking) // PD away: rows that expired before will do
+	cancel()
 	next := w.rep.State().Span().Start
 	for {
 		rows, resume, ok := w.expiredRows(ctx, next)

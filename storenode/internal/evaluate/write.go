@@ -159,9 +159,10 @@ type decision struct {
 // applied and in flight, TTL against commitTS.
 func (w *worker) decideWrite(c *call, st *catalog.State, commitTS ts.Timestamp) (decision, error) {
 	var d decision
+	born := w.born(commitTS)
 	switch b := c.req.GetBody().(type) {
 	case *kvpb.Request_Put:
-		d.effects = []apply.Effect{put(b.Put.GetKey(), b.Put.GetValue(), b.Put.GetTtlMs(), commitTS)}
+		d.effects = []apply.Effect{put(b.Put.GetKey(), b.Put.GetValue(), b.Put.GetTtlMs(), born)}
 		d.resp = &kvpb.Response{Body: &kvpb.Response_Put{
 			Put: &kvpb.PutResponse{CommitTs: uint64(commitTS)},
 		}}
@@ -171,12 +172,12 @@ func (w *worker) decideWrite(c *call, st *catalog.State, commitTS ts.Timestamp) 
 			Delete: &kvpb.DeleteResponse{CommitTs: uint64(commitTS)},
 		}}
 	case *kvpb.Request_BatchWrite:
-		d.effects = mutations(b.BatchWrite.GetMutations(), commitTS)
+		d.effects = mutations(b.BatchWrite.GetMutations(), born)
 		d.resp = &kvpb.Response{Body: &kvpb.Response_BatchWrite{
 			BatchWrite: &kvpb.BatchWriteResponse{CommitTs: uint64(commitTS)},
 		}}
 	case *kvpb.Request_BulkWrite:
-		d.effects = w.nextPart(b.BulkWrite.GetMutations()[c.bulk.next:], commitTS)
+		d.effects = w.nextPart(b.BulkWrite.GetMutations()[c.bulk.next:], born)
 		d.part = len(d.effects)
 	case *kvpb.Request_CompareAndSwap:
 		return w.decideSwap(b.CompareAndSwap, commitTS)
@@ -188,38 +189,44 @@ func (w *worker) decideWrite(c *call, st *catalog.State, commitTS ts.Timestamp) 
 	return d, nil
 }
 
-func put(key, value []byte, ttlMillis uint64, commitTS ts.Timestamp) apply.Effect {
+// born is when a TTL begins. The first commit_ts after a silence lies back as far
+// as the silence was long.
+func (w *worker) born(commitTS ts.Timestamp) ts.Timestamp {
+	return max(commitTS, w.ev.oracle.now())
+}
+
+func put(key, value []byte, ttlMillis uint64, born ts.Timestamp) apply.Effect {
 	e := apply.Effect{Key: key, Value: value}
 	if ttlMillis > 0 {
-		e.ExpiresAt = commitTS.Add(time.Duration(ttlMillis) * time.Millisecond)
+		e.ExpiresAt = born.Add(time.Duration(ttlMillis) * time.Millisecond)
 	}
 	return e
 }
 
-func mutation(m *kvpb.Mutation, commitTS ts.Timestamp) apply.Effect {
+func mutation(m *kvpb.Mutation, born ts.Timestamp) apply.Effect {
 	if m.GetDelete() {
 		return apply.Effect{Key: m.GetKey(), Delete: true}
 	}
-	return put(m.GetKey(), m.GetValue(), m.GetTtlMs(), commitTS)
+	return put(m.GetKey(), m.GetValue(), m.GetTtlMs(), born)
 }
 
-func mutations(ms []*kvpb.Mutation, commitTS ts.Timestamp) []apply.Effect {
+func mutations(ms []*kvpb.Mutation, born ts.Timestamp) []apply.Effect {
 	out := make([]apply.Effect, len(ms))
 	for i, m := range ms {
-		out[i] = mutation(m, commitTS)
+		out[i] = mutation(m, born)
 	}
 	return out
 }
 
 // nextPart is as much of ms as the open batch, or a new one, can take.
-func (w *worker) nextPart(ms []*kvpb.Mutation, commitTS ts.Timestamp) []apply.Effect {
+func (w *worker) nextPart(ms []*kvpb.Mutation, born ts.Timestamp) []apply.Effect {
 	size, count := apply.EntryOverheadBytes, 0
 	if w.open != nil {
 		size, count = w.open.sizeBytes, len(w.open.effects)
 	}
 	var out []apply.Effect
 	for _, m := range ms {
-		e := mutation(m, commitTS)
+		e := mutation(m, born)
 		size += apply.EffectSizeBytes(e)
 		if count++; size > keys.MaxEntrySizeBytes || count > keys.MaxEntryKeys {
 			break
@@ -254,7 +261,7 @@ func (w *worker) decideSwap(
 	case matches && r.GetDelete():
 		d.effects = []apply.Effect{{Key: r.GetKey(), Delete: true}}
 	case matches:
-		d.effects = []apply.Effect{put(r.GetKey(), r.GetValue(), r.GetTtlMs(), commitTS)}
+		d.effects = []apply.Effect{put(r.GetKey(), r.GetValue(), r.GetTtlMs(), w.born(commitTS))}
 	case found:
 		resp.Found, resp.Current = true, rowProto(r.GetKey(), row, false)
 		resp.Token = uint64(row.CommitTS)
