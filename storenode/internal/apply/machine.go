@@ -52,7 +52,8 @@ type Machine struct {
 
 	mu struct {
 		sync.Mutex
-		// written is a seq that covers all commits of this machine.
+		// written is a seq that covers all commits of this machine and what
+		// its Open found.
 		written engine.Seq
 		// idle is a pin that PrepareSnapshot took and nobody has come for.
 		idle *imagePin
@@ -82,6 +83,7 @@ func (m *Machine) Open(<-chan struct{}) (uint64, error) {
 	r.Lock()
 	defer r.Unlock()
 	state, applied := r.Both()
+	m.noteWritten()
 	if state.Halted() != "" {
 		m.deps.Catalog.Update(m.rangeID, state.WithHalted(""), applied)
 	}
@@ -132,7 +134,7 @@ func (m *Machine) Lookup(any) (any, error) {
 	return applied.Index, nil
 }
 
-// Sync makes all that this machine committed durable.
+// Sync makes all that this machine found and committed durable.
 func (m *Machine) Sync() error {
 	m.mu.Lock()
 	written := m.mu.written
@@ -166,10 +168,15 @@ func (m *Machine) commit(sets ...*engine.WriteSet) error {
 	if err := m.deps.Engine.Commit(sets...); err != nil {
 		return fmt.Errorf("apply: commit range %d: %w", m.rangeID, err)
 	}
+	m.noteWritten()
+	return nil
+}
+
+// noteWritten makes the next Sync cover what is visible now.
+func (m *Machine) noteWritten() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.mu.written = max(m.mu.written, m.deps.Engine.Visible())
-	return nil
 }
 
 // batch is the entries of one Update.
