@@ -40,6 +40,9 @@ func cutToPrefix(o Options) (Seq, error) {
 	if err := removeEmpty(o.Dir, ".vlog", memSuffix); err != nil {
 		return 0, err
 	}
+	if err := refuseLostManifest(o.Dir); err != nil {
+		return 0, err
+	}
 	have, err := newestInTables(o)
 	if err != nil {
 		return 0, err
@@ -96,6 +99,27 @@ func removeEmpty(dir string, suffixes ...string) error {
 		}
 	}
 	return syncDir(dir)
+}
+
+// refuseLostManifest refuses data without a MANIFEST. Badger makes that durable
+// before any other file, so no crash leaves data without it; and Badger deletes
+// every table that the MANIFEST does not name.
+func refuseLostManifest(dir string) error {
+	_, err := os.Stat(filepath.Join(dir, badger.ManifestFilename))
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, en := range entries {
+		if ext := filepath.Ext(en.Name()); ext == ".sst" || ext == memSuffix {
+			return fmt.Errorf("the file %s is missing beside %s: bring it back, or remove the"+
+				" whole store to have its replicas rebuilt", badger.ManifestFilename, en.Name())
+		}
+	}
+	return nil
 }
 
 // removeFrom deletes the files, highest number first, so that a crash in

@@ -406,3 +406,77 @@ func reopen(t *testing.T, im image, h *history) engine.Seq {
 	}
 	return found
 }
+
+// Badger makes a MANIFEST before all else. Where it is missing beside data it
+// was taken away, and Badger would delete every table that it does not name.
+func TestLostManifest(t *testing.T) {
+	o := engine.SmallTables(engine.Options{Dir: t.TempDir()})
+	e := open(t, o)
+	fill(t, e, 1)
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	files := func() []string {
+		t.Helper()
+		list, err := filepath.Glob(filepath.Join(o.Dir, "*.[sm]*"))
+		if err != nil || len(list) == 0 {
+			t.Fatal(list, err)
+		}
+		return list
+	}
+	before := files()
+	if err := os.Remove(filepath.Join(o.Dir, "MANIFEST")); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := engine.Open(o); err == nil {
+		t.Errorf("opened at commit %d without a MANIFEST", e.Visible())
+		_ = e.Close()
+	} else if !strings.Contains(err.Error(), "MANIFEST") {
+		t.Error(err)
+	}
+	if after := files(); !slices.Equal(before, after) {
+		t.Errorf("left are %v of %v", after, before)
+	}
+}
+
+// What Badger keeps beside tables and logs is never synced and may be torn in
+// any way.
+func TestTornSideFiles(t *testing.T) {
+	for _, tear := range []struct {
+		name string
+		do   func(path string) error
+	}{
+		{"zeros", func(path string) error { return zero(path, 0, 1<<30) }},
+		{"empty", func(path string) error { return os.Truncate(path, 0) }},
+		{"short", func(path string) error { return os.Truncate(path, 10) }},
+		{"gone", os.Remove},
+	} {
+		t.Run(tear.name, func(t *testing.T) {
+			o := engine.SmallTables(engine.Options{Dir: t.TempDir()})
+			e := open(t, o)
+			put(t, e, "a", "1", 1)
+			to := t.TempDir()
+			list, err := os.ReadDir(o.Dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, en := range list {
+				path := filepath.Join(to, en.Name())
+				if err := copyFile(filepath.Join(o.Dir, en.Name()), path); err != nil {
+					t.Fatal(err)
+				}
+				if en.Name() != "DISCARD" && !strings.HasSuffix(en.Name(), ".vlog") {
+					continue
+				}
+				if err := tear.do(path); err != nil {
+					t.Fatal(err)
+				}
+			}
+			o.Dir = to
+			e = open(t, o)
+			if row, ok, err := e.View().Get(20, []byte("a")); err != nil || !ok {
+				t.Errorf("a: %v %t %v", row, ok, err)
+			}
+		})
+	}
+}
