@@ -209,6 +209,7 @@ func (d *driver) report(e operator.Ended, now time.Time) {
 // is never needed for correctness.
 func (d *driver) persist(ctx context.Context) {
 	ranges, dropped := d.topology.TakeDirty()
+	ranges = d.withBirth(ranges)
 	if len(ranges)+len(dropped) == 0 {
 		return
 	}
@@ -218,6 +219,20 @@ func (d *driver) persist(ctx context.Context) {
 	if err != nil {
 		d.topology.PutBack(ranges, dropped)
 	}
+}
+
+// withBirth adds the first range, once it was reported, until it is written down
+// that it was: after that its store is never again told to bear it.
+func (d *driver) withBirth(ranges []*metapb.Range) []*metapb.Range {
+	first, born := d.m.FirstRange()
+	if born || first == nil {
+		return ranges
+	}
+	r := d.topology.Range(first.GetRangeId())
+	if r == nil || r.Reported.IsZero() {
+		return ranges
+	}
+	return append(ranges, r.Range)
 }
 
 func (d *driver) verdictList() []*pdpb.Verdict {

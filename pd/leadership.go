@@ -21,7 +21,7 @@ import (
 const (
 	// probeWait is how long a new leader waits for the other members' clocks.
 	probeWait = 300 * time.Millisecond
-	// maxClockSkew is how far this member's wall clock may be from the others'
+	// maxClockSkew is how far this member's wall clock may be ahead of all others
 	// before it declines to lead: it would carry the timestamps away for good.
 	maxClockSkew = time.Hour
 	// lookAgain is how often leadership is looked at without a bell.
@@ -87,7 +87,7 @@ func (l *leadership) run(ctx context.Context) error {
 	}
 }
 
-var errSkew = errors.New("the wall clock is more than an hour from the other members'")
+var errSkew = errors.New("the wall clock is more than an hour ahead of every member that answers")
 
 // handAway asks Raft for another leader, whose clock may be right.
 func (l *leadership) handAway() {
@@ -98,7 +98,9 @@ func (l *leadership) handAway() {
 	}
 }
 
-// checkClock compares this member's wall clock with those that answer.
+// checkClock compares this member's wall clock with those that answer. Only one
+// that is ahead of them all declines: one that is behind does no harm, since
+// time goes on from the old bound. So of two that disagree one can always lead.
 func (l *leadership) checkClock(ctx context.Context) error {
 	if len(l.s.o.Members) == 1 {
 		return nil
@@ -107,12 +109,20 @@ func (l *leadership) checkClock(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("probe clocks: %w", err)
 	}
-	for id, d := range ahead {
-		if d.Abs() > maxClockSkew {
-			return fmt.Errorf("member %d is ahead by %s: %w", id, d, errSkew)
-		}
+	if aheadOfAll(ahead) {
+		return errSkew
 	}
 	return nil
+}
+
+// aheadOfAll judges how far each other member's clock is ahead of this one's.
+func aheadOfAll(others map[uint64]time.Duration) bool {
+	for _, d := range others {
+		if d > -maxClockSkew {
+			return false
+		}
+	}
+	return len(others) > 0
 }
 
 func randomID() uint64 {
