@@ -10,9 +10,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/lni/dragonboat/v4"
 	pb "github.com/lni/dragonboat/v4/raftpb"
 
-	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	"github.com/ridgekv/ridge/storenode/internal/catalog"
 )
 
@@ -274,12 +274,13 @@ func (h *Host) stepDeaths(
 		clear(d.ranges)
 		return out, next
 	}
+	infos := h.shardInfos()
 	h.replicas.Range(func(_, v any) bool {
 		r := v.(*replica)
-		l := r.leading()
-		_, dead := silent[l.StoreID]
-		if _, listed := d.ranges[r.rangeID]; dead && l.Known && !l.Self && !listed {
-			d.ranges[r.rangeID] = &death{storeID: l.StoreID, next: now}
+		g := electorateOf(infos[r.rangeID])
+		_, dead := silent[g.leader]
+		if _, listed := d.ranges[r.rangeID]; dead && !listed {
+			d.ranges[r.rangeID] = &death{storeID: g.leader, next: now}
 		}
 		return true
 	})
@@ -290,9 +291,9 @@ func (h *Host) stepDeaths(
 			continue
 		}
 		leader, _, known := h.leaderNow(rangeID)
-		m, _ := r.members.Load().find(leader)
+		g := electorateOf(infos[rangeID])
 		_, stillSilent := silent[c.storeID]
-		led := known && leader != 0 && m.GetStoreId() != c.storeID
+		led := known && leader != 0 && g.stores[leader] != c.storeID
 		if !stillSilent || led || leader == r.replicaID || c.round >= deathRounds {
 			if !led && stillSilent && c.round >= deathRounds {
 				// Ordinary elections must do. Keep the note, or the next look
@@ -303,7 +304,7 @@ func (h *Host) stepDeaths(
 			continue
 		}
 		if !now.Before(c.next) {
-			out = h.passTime(out, r, c, silent)
+			out = h.passTime(out, r, c, g, silent)
 			c.round++
 			c.next = now.Add(deathRetry + rand.N(deathRetry/2))
 		}
@@ -320,16 +321,14 @@ func (h *Host) stepDeaths(
 // passTime lets time pass for a replica: for the one whose turn it is enough
 // to campaign, for the others enough to give a vote.
 func (h *Host) passTime(
-	out []pb.Message, r *replica, c *death, silent map[uint64]struct{},
+	out []pb.Message, r *replica, c *death, g electorate, silent map[uint64]struct{},
 ) []pb.Message {
-	members := r.members.Load()
-	self, ok := members.find(r.replicaID)
-	if !ok || self.GetRole() != metapb.Role_ROLE_VOTER {
+	if _, ok := g.stores[r.replicaID]; !ok {
 		return out
 	}
 	election := h.opts.ElectionTicks
 	n := 0
-	switch rank, ranks := rankOf(r.rangeID, h.opts.StoreID, members, silent); {
+	switch rank, ranks := rankOf(r.rangeID, h.opts.StoreID, g, silent); {
 	case c.round/roundsPerRank%ranks == rank:
 		n = 2*election - 1 // more than any random patience
 	case c.round%(2*roundsPerRank) == 0:
@@ -358,16 +357,38 @@ func (h *Host) leaderNow(rangeID uint64) (leader, term uint64, known bool) {
 	return leader, term, known
 }
 
+// electorate is the voters of a range as NodeHost has applied them. What
+// replica.members holds follows behind, and for a while after a start it is
+// what the log began with: a survivor that took itself for no member, or did
+// not know where the leader lives, would withhold its vote.
+type electorate struct {
+	// stores are the voters' stores by replica id.
+	stores map[uint64]uint64
+	// leader is the leader's store; 0 when there is none.
+	leader uint64
+}
+
+func electorateOf(info dragonboat.ShardInfo) electorate {
+	g := electorate{stores: make(map[uint64]uint64, len(info.Replicas))}
+	for replicaID, t := range info.Replicas {
+		if storeID, ok := parseTarget(t); ok {
+			g.stores[replicaID] = storeID
+		}
+	}
+	g.leader = g.stores[info.LeaderID]
+	return g
+}
+
 // rankOf is the place of this store among the voters' stores that are heard.
 // All stores that hear the same reckon the same: if several campaigned at
 // once they would split the votes.
 func rankOf(
-	rangeID, storeID uint64, m *members, silent map[uint64]struct{},
+	rangeID, storeID uint64, g electorate, silent map[uint64]struct{},
 ) (rank, ranks int) {
 	var stores []uint64
-	for _, r := range m.list() {
-		if _, dead := silent[r.GetStoreId()]; !dead && r.GetRole() == metapb.Role_ROLE_VOTER {
-			stores = append(stores, r.GetStoreId())
+	for _, s := range g.stores {
+		if _, dead := silent[s]; !dead {
+			stores = append(stores, s)
 		}
 	}
 	slices.SortFunc(stores, func(a, b uint64) int {

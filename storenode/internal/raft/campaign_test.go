@@ -5,9 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lni/dragonboat/v4"
 	pb "github.com/lni/dragonboat/v4/raftpb"
-
-	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 )
 
 // manyRanges is n ranges on three stores, all led by store 1.
@@ -81,6 +80,31 @@ func TestDeathOfStore(t *testing.T) {
 	})
 }
 
+// TestDeathSoonAfterRestart: after a start the members a survivor has learned
+// are those its log began with; for the first range, one store alone. It must
+// campaign, or give its vote, by what it has applied.
+func TestDeathSoonAfterRestart(t *testing.T) {
+	c := threeVoters(t, shippedTicks)
+	for _, id := range []uint64{2, 3} {
+		r, ok := c.stores[id].host.replica(1)
+		if !ok {
+			t.Fatalf("store %d has no replica", id)
+		}
+		c.stores[id].config(t, 1)
+		r.members.Store(&members{config: r.members.Load().config, replicas: voters(1)})
+		r.leader.Store(&Leader{ReplicaID: 1, Known: true})
+	}
+	c.stores[1].stop(t)
+	began := time.Now()
+	for _, id := range []uint64{2, 3} {
+		c.stores[id].host.Suspect(1, true)
+	}
+	c.leader(t, 1)
+	if took := time.Since(began); took > 900*time.Millisecond {
+		t.Errorf("led again after %s", took)
+	}
+}
+
 // TestWrongSuspicion: a store that is taken for dead wrongly keeps leading, and
 // a leader that takes the others for dead does nothing to itself.
 func TestWrongSuspicion(t *testing.T) {
@@ -126,15 +150,20 @@ func TestPassTime(t *testing.T) {
 	c := newTestCluster(t, 1)
 	h := newHost(c.stores[1].options().withDefaults(), Deps{})
 	r := &replica{rangeID: 7, replicaID: 1}
-	r.members.Store(&members{config: 5, replicas: voters(1, 2, 3)})
+	g := electorateOf(dragonboat.ShardInfo{
+		Replicas: map[uint64]string{1: "s1", 2: "s2", 3: "s3"}, LeaderID: 3,
+	})
+	if g.leader != 3 {
+		t.Fatalf("the leader lives on store %d", g.leader)
+	}
 	silent := map[uint64]struct{}{3: {}}
-	rank, ranks := rankOf(7, 1, r.members.Load(), silent)
+	rank, ranks := rankOf(7, 1, g, silent)
 	if ranks != 2 {
 		t.Fatalf("%d ranks, want 2", ranks)
 	}
 	var counts []int
 	for round := range 2 * roundsPerRank {
-		out := h.passTime(nil, r, &death{storeID: 3, round: round}, silent)
+		out := h.passTime(nil, r, &death{storeID: 3, round: round}, g, silent)
 		for _, m := range out {
 			if m.Type != pb.LocalTick || m.To != 1 || m.ShardID != 7 {
 				t.Fatalf("message %+v", m)
@@ -149,8 +178,8 @@ func TestPassTime(t *testing.T) {
 	if fmt.Sprint(counts) != fmt.Sprint(want) {
 		t.Errorf("rank %d: ticks per round %v, want %v", rank, counts, want)
 	}
-	r.members.Load().replicas[0].Role = metapb.Role_ROLE_LEARNER
-	if out := h.passTime(nil, r, &death{storeID: 3}, silent); len(out) != 0 {
+	delete(g.stores, 1)
+	if out := h.passTime(nil, r, &death{storeID: 3}, g, silent); len(out) != 0 {
 		t.Error("time passes for a learner")
 	}
 }
@@ -158,10 +187,11 @@ func TestPassTime(t *testing.T) {
 // TestRanks: all stores agree on the order, and it differs from range to range.
 func TestRanks(t *testing.T) {
 	first := make(map[uint64]int)
+	three := electorate{stores: map[uint64]uint64{11: 1, 12: 2, 13: 3}}
 	for rangeID := range uint64(300) {
 		seen := make(map[int]uint64)
 		for _, store := range []uint64{1, 2, 3} {
-			rank, _ := rankOf(rangeID, store, &members{replicas: voters(1, 2, 3)}, nil)
+			rank, _ := rankOf(rangeID, store, three, nil)
 			seen[rank] = store
 		}
 		if len(seen) != 3 {
