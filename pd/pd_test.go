@@ -11,7 +11,9 @@ import (
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 )
 
-func register(t *testing.T, c pdpb.PDServiceClient, id uint64, name string) *pdpb.RegisterStoreResponse {
+func register(
+	t *testing.T, c pdpb.PDServiceClient, id uint64, name string,
+) *pdpb.RegisterStoreResponse {
 	t.Helper()
 	r, err := c.RegisterStore(testContext(t), &pdpb.RegisterStoreRequest{
 		Store: &metapb.Store{StoreId: id, GrpcAddress: name + ":1", RaftAddress: name + ":2"},
