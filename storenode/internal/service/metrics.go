@@ -7,6 +7,7 @@ type metrics struct {
 	forwarded prometheus.Counter
 	busy      prometheus.Counter
 	panics    prometheus.Counter
+	debtors   prometheus.Counter
 	streams   prometheus.Gauge
 	packed    prometheus.Histogram
 }
@@ -29,6 +30,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "ridge_service_panics_total",
 			Help: "Panics turned into errors. Every one is a bug.",
 		}),
+		debtors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "ridge_service_debtors_total",
+			Help: "Streams ended because their caller did not read, or said no Hello.",
+		}),
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "ridge_service_open_streams",
 			Help: "Streams open now.",
@@ -40,7 +45,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		}),
 	}
 	if r != nil {
-		r.MustRegister(m.requests, m.forwarded, m.busy, m.panics, m.streams, m.packed)
+		r.MustRegister(m.requests, m.forwarded, m.busy, m.panics, m.debtors, m.streams, m.packed)
 	}
 	return m
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
@@ -66,6 +67,8 @@ type Options struct {
 	// InFlightBytes bounds the requests of all streams and calls together.
 	// Default 256 MiB.
 	InFlightBytes int64
+
+	debtTimeout time.Duration // shorter in tests
 }
 
 // Core is the booted store behind the door.
@@ -92,7 +95,7 @@ type Service struct {
 	bytes   atomic.Int64
 	// draining is closed when streams must end.
 	draining chan struct{}
-	// readers are the goroutines that read from streams; they end when the
+	// readers are the goroutines that speak on streams; they end when the
 	// handler of their stream has returned.
 	readers sync.WaitGroup
 
@@ -121,6 +124,9 @@ func New(o Options) *Service {
 	}
 	if o.InFlightBytes == 0 {
 		o.InFlightBytes = 256 << 20
+	}
+	if o.debtTimeout == 0 {
+		o.debtTimeout = debtTimeout
 	}
 	s := &Service{o: o, metrics: newMetrics(o.Registerer), draining: make(chan struct{})}
 	s.mu.idle = make(chan struct{})

@@ -20,6 +20,13 @@ func (s *Service) Stream(stream kvpb.KVService_StreamServer) error {
 		return stream.Send(&kvpb.StreamResponse{Error: errs.ToProto(err)})
 	}
 	defer s.leave()
+	return s.attend(stream.Context(), func(owes *debt) error {
+		return s.converse(core, stream, owes)
+	})
+}
+
+func (s *Service) converse(core *Core, stream kvpb.KVService_StreamServer, owes *debt) error {
+	owes.begin()
 	first, err := stream.Recv()
 	if err != nil {
 		return nil // The caller left without a word.
@@ -27,11 +34,12 @@ func (s *Service) Stream(stream kvpb.KVService_StreamServer) error {
 	if err := checkHello(core, first.GetHello()); err != nil {
 		return stream.Send(&kvpb.StreamResponse{Error: errs.ToProto(err)})
 	}
+	owes.end()
 	s.metrics.streams.Inc()
 	defer s.metrics.streams.Dec()
 
 	c := &conversation{
-		s: s, core: core, bell: make(chan struct{}, 1), room: make(chan struct{}, 1),
+		s: s, core: core, owes: owes, bell: make(chan struct{}, 1), room: make(chan struct{}, 1),
 	}
 	ended := make(chan struct{})
 	s.readers.Go(func() {
@@ -45,6 +53,7 @@ func (s *Service) Stream(stream kvpb.KVService_StreamServer) error {
 type conversation struct {
 	s    *Service
 	core *Core
+	owes *debt
 	// seats and bytes count the requests whose answers are not yet written.
 	seats, bytes atomic.Int64
 	// bell is rung when there is something to write, room when seats came free.
@@ -153,14 +162,11 @@ func (t *seat) answer(r *kvpb.Response) {
 	}
 	r.Id = t.id
 	c := t.c
-	// Big answers hold memory until they are written: count them instead of
-	// the request.
+	// The request is gone. Its answer holds memory until it is written.
 	grown := int64(answerSize(r)) - t.bytes
-	if grown > 0 {
-		c.bytes.Add(grown)
-		c.s.bytes.Add(grown)
-		t.bytes += grown
-	}
+	c.bytes.Add(grown)
+	c.s.bytes.Add(grown)
+	t.bytes += grown
 	c.mu.Lock()
 	deaf := c.mu.deaf
 	if !deaf {
@@ -204,6 +210,7 @@ func (c *conversation) write(
 				return nil
 			}
 			e := errs.ToProto(errs.Unavailable{Part: "store"})
+			c.owes.begin()
 			return stream.Send(&kvpb.StreamResponse{Error: e})
 		}
 		select {
@@ -237,7 +244,9 @@ func (c *conversation) flush(stream kvpb.KVService_StreamServer) error {
 			n++
 		}
 		waiting = waiting[n:]
+		c.owes.begin()
 		err := stream.Send(m)
+		c.owes.end()
 		c.free(int64(n), bytes)
 		if err != nil {
 			for _, w := range waiting {

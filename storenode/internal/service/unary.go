@@ -97,13 +97,25 @@ func (s *Service) DeleteRange(
 // is answered with one page; any other goes through the gateway, which knows
 // how to cross ranges at one timestamp.
 func (s *Service) Scan(in *kvpb.ScanRequest, stream kvpb.KVService_ScanServer) error {
+	return s.attend(stream.Context(), func(owes *debt) error {
+		return s.scan(in, stream, func(out *kvpb.ScanResponse) error {
+			owes.begin()
+			defer owes.end()
+			return stream.Send(out)
+		})
+	})
+}
+
+func (s *Service) scan(
+	in *kvpb.ScanRequest, stream kvpb.KVService_ScanServer, send func(*kvpb.ScanResponse) error,
+) error {
 	request := &kvpb.Request{Body: &kvpb.Request_Scan{Scan: in}}
 	if h := in.GetHeader(); h.GetRangeId() != 0 || h.GetForwarded() {
 		r := s.call(stream.Context(), request)
 		if out := r.GetScan(); out != nil {
-			return stream.Send(out)
+			return send(out)
 		}
-		return stream.Send(&kvpb.ScanResponse{Error: errorOf(r)})
+		return send(&kvpb.ScanResponse{Error: errorOf(r)})
 	}
 	core, err := s.enter()
 	if err == nil {
@@ -111,10 +123,10 @@ func (s *Service) Scan(in *kvpb.ScanRequest, stream kvpb.KVService_ScanServer) e
 		err = s.door(stream.Context(), core, request)
 	}
 	if err != nil {
-		return stream.Send(&kvpb.ScanResponse{Error: errs.ToProto(err)})
+		return send(&kvpb.ScanResponse{Error: errs.ToProto(err)})
 	}
 	s.metrics.forwarded.Inc()
-	return core.Gateway.Scan(stream.Context(), in, stream.Send)
+	return core.Gateway.Scan(stream.Context(), in, send)
 }
 
 // call carries one unary request to its answer, which may be a bare error.
