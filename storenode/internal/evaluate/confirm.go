@@ -49,7 +49,9 @@ func takeIf(ws *[]waiter, pred func(waiter) bool) []waiter {
 // and calls fn when that holds: every entry that has a number by now, the open
 // batch included, is applied, and read_bound covers at, so that no later
 // leaseholder commits there either. At 0 it takes the newest timestamp of this
-// range and tells it to fn. It waits while the lease is on its way here.
+// range and tells it to fn. It waits while the lease is on its way here, and
+// while the state names a tenure that the worker has not looked at: whoever
+// holds it may have answered at later timestamps than are known here.
 func (w *worker) register(c *call, at ts.Timestamp, fn func(ts.Timestamp, error)) {
 	seen := w.ev.deps.Clock.Seen()
 	w.mu.Lock()
@@ -58,7 +60,7 @@ func (w *worker) register(c *call, at ts.Timestamp, fn func(ts.Timestamp, error)
 		fn(0, err)
 		return
 	}
-	if w.mu.tenure == 0 || w.mu.frozen {
+	if w.mu.tenure == 0 || w.mu.frozen || w.mu.tenure != w.rep.State().Tenure() {
 		w.mu.blocked = append(w.mu.blocked, waiter{c: c, at: at, fn: fn})
 		w.mu.Unlock()
 		w.ring()

@@ -48,6 +48,8 @@
 //	    tenure of this worker. A later holder begins with max_read_ts =
 //	    read_bound. So when register is through, nothing at or below T will ever
 //	    change, and a snapshot read needs no ReadIndex.
+//	    A worker that has not yet seen a foreign tenure in the state promises
+//	    nothing: the other holder may have read the oracle later than it has.
 //	T4  A split is proposed with an empty pipeline and the exact max_read_ts, and
 //	    no read is registered until it is decided: the child starts there.
 //

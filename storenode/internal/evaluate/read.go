@@ -20,6 +20,9 @@ type readPlan struct {
 	judgedAt ts.Timestamp
 	// freshened: what the oracle said last is young.
 	freshened bool
+	// tenure is the one judgedAt was registered under, 0 when it does not
+	// matter: rows of a later one may not be mixed with what it judges.
+	tenure uint64
 }
 
 // startRead sends a read on its way by its consistency level.
@@ -112,6 +115,10 @@ func (w *worker) read(c *call, p readPlan) {
 			c.fail(err)
 			return
 		}
+		if p.tenure != 0 && p.tenure != st.Tenure() {
+			w.registerTTL(c)
+			return
+		}
 		if p.at != 0 && p.at < st.HistoryFloor() {
 			c.fail(w.tooOld(c, errs.TooOld{
 				Requested: uint64(p.at), Floor: uint64(st.HistoryFloor()),
@@ -150,12 +157,15 @@ func (w *worker) read(c *call, p readPlan) {
 // expired, or alive: the timestamp it judges by must be one that no later
 // leaseholder, and no write in flight, can fall behind.
 func (w *worker) registerTTL(c *call) {
+	tenure := w.rep.State().Tenure()
 	w.register(c, 0, func(at ts.Timestamp, err error) {
 		if err != nil {
 			c.fail(err)
 			return
 		}
-		w.ev.pool.submit(c.kind == KindScan, func() { w.read(c, readPlan{judgedAt: at}) })
+		w.ev.pool.submit(c.kind == KindScan, func() {
+			w.read(c, readPlan{judgedAt: at, tenure: tenure})
+		})
 	})
 }
 
