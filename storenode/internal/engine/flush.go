@@ -55,6 +55,8 @@ func (e *Engine) Flush(ctx context.Context) error {
 		e.fail(fmt.Errorf("engine: flush: %w", err))
 		return e.failure()
 	}
+	// Told before it is promised: who tears files apart in a test must know.
+	e.opt.Logger.Debug("flushed", "op", "flush", "seq", uint64(covers))
 	e.flusher.flushed.Store(uint64(covers))
 	e.metrics.flushSeconds.Observe(time.Since(began).Seconds())
 	return nil
