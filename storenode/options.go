@@ -114,6 +114,9 @@ type EngineOptions struct {
 	Compression string
 	// FlushInterval is how often commits are brought to the disk. Default 1 s.
 	FlushInterval time.Duration
+	// DiskInterval is how often the disk is looked at. Default: the engine's,
+	// 1 s. What is written in between must fit above the last watermark.
+	DiskInterval time.Duration
 }
 
 const (
@@ -160,7 +163,8 @@ func (o Options) engineOptions() engine.Options {
 	return engine.Options{
 		Dir: dirs.engine, Logger: o.Logger, Registerer: o.Registerer,
 		CapacityBytes: o.CapacityBytes, CapacityDirs: []string{dirs.log},
-		FlushInterval: o.Engine.FlushInterval, MemTableSizeBytes: o.Engine.MemTableSizeBytes,
+		FlushInterval: o.Engine.FlushInterval, DiskInterval: o.Engine.DiskInterval,
+		MemTableSizeBytes:   o.Engine.MemTableSizeBytes,
 		NumMemtables:        o.Engine.NumMemtables,
 		BlockCacheSizeBytes: o.Engine.BlockCacheSizeBytes,
 		IndexCacheSizeBytes: o.Engine.IndexCacheSizeBytes, SyncWrites: o.SyncWrites,

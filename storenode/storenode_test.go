@@ -338,7 +338,8 @@ func TestGoneStoreStops(t *testing.T) {
 func TestDiskFull(t *testing.T) {
 	pd := startFakePD(t)
 	o := storeOptions(t, t.TempDir(), pd.address)
-	o.CapacityBytes = 400 << 20
+	o.CapacityBytes = 160 << 20
+	o.Engine.DiskInterval = 50 * time.Millisecond
 	s := startStore(t, o)
 	s.waitReady()
 	noise := make([]byte, 128<<10)
@@ -353,7 +354,7 @@ func TestDiskFull(t *testing.T) {
 		}
 	}
 	if !full {
-		t.Fatal("500 MiB fitted into 400")
+		t.Fatal("500 MiB fitted into 160")
 	}
 	del, err := s.kv().Delete(t.Context(), &kvpb.DeleteRequest{Key: []byte("k0000")})
 	if err != nil || del.GetError() != nil {
