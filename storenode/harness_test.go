@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
+	storepb "github.com/ridgekv/ridge/proto/ridge/store/v1"
 	"github.com/ridgekv/ridge/storenode"
 )
 
@@ -141,6 +142,10 @@ func startStore(t *testing.T, o storenode.Options) *testStore {
 func (s *testStore) waitReady() {
 	s.t.Helper()
 	eventually(s.t, 20*time.Second, "store ready", s.server.Ready)
+}
+
+func (s *testStore) store() storepb.StoreServiceClient {
+	return storepb.NewStoreServiceClient(s.conn)
 }
 
 func (s *testStore) kv() kvpb.KVServiceClient { return kvpb.NewKVServiceClient(s.conn) }
