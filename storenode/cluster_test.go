@@ -21,7 +21,8 @@ func startPD(t *testing.T, dir string, change func(*pd.Options)) (address string
 	t.Helper()
 	o := pd.Options{
 		Dir: dir, MemberID: 1, Members: []pd.Member{{
-			ID: 1, RaftAddress: freePort(t), GRPCAddress: freePort(t)}},
+			ID: 1, RaftAddress: freePort(t), GRPCAddress: freePort(t),
+		}},
 		StoreHeartbeat: 100 * time.Millisecond, ScheduleAfter: 2 * time.Second,
 		Logger: logger(t).With("pd", 1),
 	}
