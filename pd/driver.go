@@ -29,6 +29,13 @@ const (
 	// silentHeartbeats is how many heartbeats a store may miss before nothing
 	// new is placed on it.
 	silentHeartbeats = 5
+	// maxOperators bounds the operators in flight.
+	maxOperators = 1000
+	// missingAfter is how long the lists of a store must lack a replica before it
+	// is replaced. The child of a split is late on a store that lags behind.
+	missingAfter = time.Minute
+	// confirmTimeout bounds the question whether this PD still leads.
+	confirmTimeout = 2 * time.Second
 )
 
 // driver is the one scheduling loop: picture → checkers → admission → orders.
@@ -72,14 +79,24 @@ func (d *driver) run(ctx context.Context) error {
 }
 
 // pass plans once and sends the orders of everything in flight.
+//
+// Law P5: orders come from the PD that leads. It is asked through the log after
+// the last pass, so one that was cut off from its group orders nothing.
 func (d *driver) pass(ctx context.Context, now time.Time) {
+	confirm, cancel := context.WithTimeout(ctx, confirmTimeout)
+	defer cancel()
+	if d.oracle.Confirm(confirm) != nil {
+		return
+	}
+	d.topology.PutStores(d.m.Stores(), now)
 	v := d.view(now)
 	waiting := d.whyWait(v, now)
 	var verdicts []*pdpb.Verdict
 	if waiting == "" {
 		verdicts = d.plan(ctx, v, now)
 	}
-	orders, ended := d.operators.Advance(d.topology.Range, now)
+	allow := func(r *topology.Range, s operator.Step) string { return schedule.Allow(v, r, s) }
+	orders, ended := d.operators.Advance(d.topology.Range, allow, now)
 	for _, e := range ended {
 		d.report(e, now)
 	}
@@ -94,6 +111,7 @@ func (d *driver) view(now time.Time) topology.View {
 	v := d.topology.View(now)
 	v.DownAfter = d.s.o.StoreDownAfter
 	v.SilentAfter = silentHeartbeats * d.s.o.StoreHeartbeat
+	v.MissingAfter, v.StaleAfter = missingAfter, max(d.s.o.StoreDownAfter, time.Minute)
 	v.Replicas, v.SplitSizeBytes = d.s.o.Replicas, d.s.o.SplitSizeBytes
 	return v
 }
@@ -116,13 +134,13 @@ func (d *driver) whyWait(v topology.View, now time.Time) string {
 // plan asks the checkers about every range and admits what they want.
 func (d *driver) plan(ctx context.Context, v topology.View, now time.Time) []*pdpb.Verdict {
 	var verdicts []*pdpb.Verdict
-	load := schedule.Load{}
+	load, target := schedule.Load{}, schedule.TargetOf(v)
 	for _, r := range v.Ranges {
 		id := r.Range.GetRangeId()
 		if d.operators.Busy(id) {
 			continue
 		}
-		op, why := schedule.Check(v, r, load)
+		op, why := schedule.Check(v, r, target, load)
 		if op != nil {
 			why = d.admit(ctx, op, r, now)
 		}
@@ -182,6 +200,8 @@ func (d *driver) split(r *topology.Range, key []byte) string {
 		return "its leaseholder has not reported yet"
 	case r.Report.GetHasUnbornChildren():
 		return "waits for the birth of a child"
+	case schedule.HasLearners(r):
+		return "waits for a learner to become a voter or to go"
 	}
 	if why := d.operators.Room(op); why != "" {
 		return why

@@ -26,6 +26,9 @@ const (
 	maxClockSkew = time.Hour
 	// lookAgain is how often leadership is looked at without a bell.
 	lookAgain = 200 * time.Millisecond
+	// leaderless is how long the group may be without a leader before this member
+	// stops answering as PD's.
+	leaderless = 3 * time.Second
 	// declineFor is how long a member with a wrong clock stands back.
 	declineFor = 5 * time.Second
 )
@@ -151,7 +154,8 @@ func (l *leadership) lead(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	d := newDriver(l.s, l.m, topology.New(time.Now(), l.m.Stores(), l.m.Ranges()),
 		operator.NewController(operator.Limits{
-			StoreImages: l.s.o.StoreImages, StepTimeout: l.s.o.OperatorTimeout, Splits: maxSplits,
+			StoreImages: l.s.o.StoreImages, StepTimeout: l.s.o.OperatorTimeout,
+			Splits: maxSplits, Operators: maxOperators,
 		}, oracle.Epoch()<<32), oracle)
 	l.s.service.Lead(d.leading(ctx))
 	l.s.metrics.leads.Set(1)
@@ -192,19 +196,26 @@ func (l *leadership) agreeOnCluster(ctx context.Context) error {
 	return nil
 }
 
-// watchRaft ends leadership when Raft has had another leader for a while: the
-// record would name this run until the other takes it over.
+// watchRaft ends leadership when Raft has another leader, or none that this
+// member knows for a while: the record would name this run until another takes
+// it over, and whoever asks here would wait in vain.
 func (l *leadership) watchRaft(ctx context.Context) error {
 	ticker := time.NewTicker(lookAgain)
 	defer ticker.Stop()
+	led := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-ticker.C:
 		}
-		if id := l.m.Leader(); id != 0 && id != l.s.o.MemberID {
+		switch id := l.m.Leader(); {
+		case id == l.s.o.MemberID:
+			led = time.Now()
+		case id != 0:
 			return fmt.Errorf("raft is led by member %d", id)
+		case time.Since(led) > leaderless:
+			return fmt.Errorf("raft has had no leader for %s", leaderless)
 		}
 	}
 }

@@ -19,6 +19,8 @@ type Limits struct {
 	StepTimeout time.Duration
 	// Splits is how many splits may be under way at a time.
 	Splits int
+	// Operators is how many operators of all kinds may be in flight.
+	Operators int
 }
 
 // Controller runs operators: one per range, under limits.
@@ -28,6 +30,10 @@ type Controller struct {
 		sync.Mutex
 		byRange map[uint64]*Operator
 		nextID  uint64
+		// images counts the learners each store is about to receive, splits the
+		// splits under way. They are counted anew when nil.
+		images map[uint64]int
+		splits int
 	}
 }
 
@@ -58,26 +64,42 @@ func (c *Controller) roomLocked(o *Operator) string {
 	if c.mu.byRange[o.RangeID] != nil {
 		return "another operator changes the range"
 	}
-	images, splits := map[uint64]int{}, 0
-	for _, other := range c.mu.byRange {
-		for _, s := range other.Steps[other.Current:] {
-			switch s.Kind {
-			case AddLearner:
-				images[s.StoreID]++
-			case Split:
-				splits++
-			}
-		}
+	if len(c.mu.byRange) >= c.limits.Operators {
+		return fmt.Sprintf("%d operators are in flight", len(c.mu.byRange))
 	}
+	c.countLocked()
 	for _, s := range o.Steps {
+		n := c.mu.images[s.StoreID]
 		switch {
-		case s.Kind == AddLearner && images[s.StoreID] >= c.limits.StoreImages:
-			return fmt.Sprintf("store %d already receives %d replicas", s.StoreID, images[s.StoreID])
-		case s.Kind == Split && splits >= c.limits.Splits:
-			return fmt.Sprintf("%d splits are under way", splits)
+		case s.Kind == AddLearner && n >= c.limits.StoreImages:
+			return fmt.Sprintf("store %d already receives %d replicas", s.StoreID, n)
+		case s.Kind == Split && c.mu.splits >= c.limits.Splits:
+			return fmt.Sprintf("%d splits are under way", c.mu.splits)
 		}
 	}
 	return ""
+}
+
+// countLocked counts what is in flight, unless it is known.
+func (c *Controller) countLocked() {
+	if c.mu.images != nil {
+		return
+	}
+	c.mu.images, c.mu.splits = map[uint64]int{}, 0
+	for _, o := range c.mu.byRange {
+		c.addLocked(o)
+	}
+}
+
+func (c *Controller) addLocked(o *Operator) {
+	for _, s := range o.Steps[o.Current:] {
+		switch s.Kind {
+		case AddLearner:
+			c.mu.images[s.StoreID]++
+		case Split:
+			c.mu.splits++
+		}
+	}
 }
 
 // Admit begins an operator on r. Its steps must carry all ids.
@@ -91,6 +113,7 @@ func (c *Controller) Admit(o *Operator, r *topology.Range, now time.Time) error 
 	o.ID, o.Began, o.StepBegan = c.mu.nextID, now, now
 	o.spanEpoch = r.Range.GetEpoch().GetSpan()
 	c.mu.byRange[o.RangeID] = o
+	c.addLocked(o) // roomLocked has counted the others
 	return nil
 }
 
@@ -102,12 +125,15 @@ type Ended struct {
 }
 
 // Advance moves every operator on, and returns the orders to send by store and
-// the operators that ended.
+// the operators that ended. A step that allow objects to is not ordered, and
+// waits for better times until its own are over.
 func (c *Controller) Advance(
-	find func(rangeID uint64) *topology.Range, now time.Time,
+	find func(rangeID uint64) *topology.Range, allow func(*topology.Range, Step) string,
+	now time.Time,
 ) (orders map[uint64][]*pdpb.Order, ended []Ended) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.mu.images = nil
 	orders = map[uint64][]*pdpb.Order{}
 	for _, id := range slices.Sorted(maps.Keys(c.mu.byRange)) {
 		o := c.mu.byRange[id]
@@ -115,6 +141,9 @@ func (c *Controller) Advance(
 		if over, failure := o.advance(r, now, c.limits.StepTimeout); over {
 			delete(c.mu.byRange, id)
 			ended = append(ended, Ended{Operator: o, Failure: failure})
+			continue
+		}
+		if o.Held = allow(r, o.Steps[o.Current]); o.Held != "" {
 			continue
 		}
 		for store, order := range o.Steps[o.Current].Orders(o, r) {
@@ -148,15 +177,6 @@ func (o *Operator) advance(
 	return false, ""
 }
 
-// Cancel ends the operator of a range, if it has one.
-func (c *Controller) Cancel(rangeID uint64) *Operator {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	o := c.mu.byRange[rangeID]
-	delete(c.mu.byRange, rangeID)
-	return o
-}
-
 // Pending reports whether an operator is adding the replica, so that it is not
 // taken for a stale one.
 func (c *Controller) Pending(rangeID, replicaID uint64) bool {
@@ -177,7 +197,10 @@ func (c *Controller) List(now time.Time) []*pdpb.OperatorInfo {
 		o := c.mu.byRange[id]
 		info := &pdpb.OperatorInfo{
 			OperatorId: o.ID, RangeId: o.RangeID, Reason: o.Reason, Current: uint32(o.Current),
-			AgeMs: uint64(now.Sub(o.Began).Milliseconds()),
+			AgeMs: uint64(max(0, now.Sub(o.Began)).Milliseconds()),
+		}
+		if o.Held != "" {
+			info.Reason += "; held back: " + o.Held
 		}
 		for _, s := range o.Steps {
 			info.Steps = append(info.Steps, s.String())

@@ -67,6 +67,8 @@ type Operator struct {
 	// Current is the step under way, Began and StepBegan when it started.
 	Current          int
 	Began, StepBegan time.Time
+	// Held says why the current step is not ordered; empty when it is.
+	Held string
 	// spanEpoch is the range's at admission: another one ends the operator.
 	spanEpoch uint64
 }

@@ -5,6 +5,7 @@ package schedule
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/ridgekv/ridge/pd/internal/operator"
 	"github.com/ridgekv/ridge/pd/internal/topology"
@@ -18,23 +19,70 @@ type Load map[uint64]int
 // Check looks at one range. It returns the operator it wants, or a verdict: why
 // the range is left as it is although something is amiss. Both are empty when
 // all is well.
-func Check(v topology.View, r *topology.Range, load Load) (*operator.Operator, string) {
-	if r.Reported.IsZero() || r.Leader.GetStoreId() == 0 {
-		return nil, "its leaseholder has not reported yet"
+func Check(
+	v topology.View, r *topology.Range, target Target, load Load,
+) (*operator.Operator, string) {
+	if why := unheard(v, r); why != "" {
+		return nil, why
 	}
 	if r.Report.GetHasUnbornChildren() {
 		return nil, "waits for the birth of a child"
 	}
-	if op, why := checkRepair(v, r, load); op != nil || why != "" {
+	op, why := checkRepair(v, r, target, load)
+	if op != nil {
+		if held := feasible(v, r, op.Steps); held != "" {
+			return nil, held
+		}
 		return op, why
 	}
-	return checkSplit(v, r), ""
+	if drain := checkLeader(v, r); drain != nil {
+		return drain, why
+	}
+	// A range that cannot be repaired for want of stores may still be divided.
+	if split := checkSplit(v, r); split != nil {
+		return split, why
+	}
+	return nil, why
+}
+
+// unheard says why nothing is known that a plan could rest upon. Orders go to
+// the leaseholder's store: while it is silent they would reach nobody.
+func unheard(v topology.View, r *topology.Range) string {
+	store := v.Store(r.Leader.GetStoreId())
+	switch {
+	case r.Reported.IsZero() || r.Leader.GetStoreId() == 0:
+		return "its leaseholder has not reported yet"
+	case v.Silent(store):
+		return fmt.Sprintf("its leaseholder's store %d is silent", r.Leader.GetStoreId())
+	case v.StaleAfter > 0 && v.Now.Sub(r.Reported) > v.StaleAfter:
+		return fmt.Sprintf("its leaseholder has not reported for %s",
+			v.Now.Sub(r.Reported).Round(time.Second))
+	}
+	return ""
+}
+
+// checkLeader moves leadership away from a store that is to give it up.
+func checkLeader(v topology.View, r *topology.Range) *operator.Operator {
+	state := v.State(v.Store(r.Leader.GetStoreId()))
+	if state != metapb.StoreState_STORE_STATE_DRAINING &&
+		state != metapb.StoreState_STORE_STATE_LEAVING {
+		return nil
+	}
+	to := successor(v, r, sortReplicas(v, r).voters)
+	if to == nil {
+		return nil
+	}
+	return &operator.Operator{
+		RangeID: r.Range.GetRangeId(),
+		Reason:  fmt.Sprintf("drain: store %d gives its leaders away", r.Leader.GetStoreId()),
+		Steps:   []operator.Step{transfer(to)},
+	}
 }
 
 // checkSplit wants a range divided that has outgrown the split size.
 func checkSplit(v topology.View, r *topology.Range) *operator.Operator {
 	size := r.Report.GetSizeBytes()
-	if size < v.SplitSizeBytes || r.Report.GetKeyCount() < 2 || hasLearners(r) {
+	if size < v.SplitSizeBytes || r.Report.GetKeyCount() < 2 || HasLearners(r) {
 		return nil
 	}
 	return &operator.Operator{
@@ -44,7 +92,9 @@ func checkSplit(v topology.View, r *topology.Range) *operator.Operator {
 	}
 }
 
-func hasLearners(r *topology.Range) bool {
+// HasLearners reports whether r has members that are no voters: such a range is
+// not divided.
+func HasLearners(r *topology.Range) bool {
 	return slices.ContainsFunc(r.Range.GetReplicas(), func(m *metapb.Replica) bool {
 		return m.GetRole() == metapb.Role_ROLE_LEARNER
 	})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/ridgekv/ridge/pd/internal/meta"
 	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 )
@@ -35,7 +36,7 @@ func (s *Service) RegisterStore(
 		out.Error = s.pdError(err)
 		return out, nil
 	}
-	l.Topology.PutStore(r.GetStore(), now)
+	putStore(m, l, r.GetStore().GetStoreId())
 	if r.GetFirstRange() != nil {
 		s.o.Logger.Info("store bears the first range", "store", r.GetStore().GetStoreId())
 	}
@@ -77,6 +78,31 @@ func (s *Service) storeInfos(l *Leading) []*pdpb.StoreInfo {
 	return out
 }
 
+// registered returns the record of a store that may speak to PD.
+func (s *Service) registered(
+	m *meta.Meta, l *Leading, id uint64,
+) (*pdpb.StoreRecord, error) {
+	rec, ok := m.Store(id)
+	switch {
+	case !ok:
+		return nil, refuse(pdpb.PDErrorReason_PD_ERROR_REASON_NOT_FOUND,
+			"store %d is not registered", id)
+	case rec.GetStore().GetState() == metapb.StoreState_STORE_STATE_GONE:
+		return nil, refuse(pdpb.PDErrorReason_PD_ERROR_REASON_STORE_GONE,
+			"store %d was declared gone", id)
+	}
+	// The command of a former leader may come after this one began to lead.
+	l.Topology.PutStores([]*pdpb.StoreRecord{rec}, time.Now())
+	return rec, nil
+}
+
+// putStore shows planners what was just decided about a store.
+func putStore(m *meta.Meta, l *Leading, id uint64) {
+	if rec, ok := m.Store(id); ok {
+		l.Topology.PutStores([]*pdpb.StoreRecord{rec}, time.Now())
+	}
+}
+
 // StoreHeartbeat takes a store's report.
 func (s *Service) StoreHeartbeat(
 	ctx context.Context, req *pdpb.StoreHeartbeatRequest,
@@ -87,29 +113,20 @@ func (s *Service) StoreHeartbeat(
 		out.Error = s.pdError(err)
 		return out, nil
 	}
+	rec, err := s.registered(m, l, req.GetStoreId())
+	if err != nil {
+		out.Error = s.pdError(err)
+		return out, nil
+	}
 	stats := req.GetStats()
 	if stats == nil {
 		stats = &pdpb.StoreStats{}
 	}
-	if !l.Topology.HeardStore(req.GetStoreId(), stats, req.GetDiskState(), time.Now()) {
-		out.Error = s.pdError(refuse(pdpb.PDErrorReason_PD_ERROR_REASON_NOT_FOUND,
-			"store %d is not registered", req.GetStoreId()))
-		return out, nil
-	}
-	for _, rec := range m.Stores() {
-		if rec.GetStore().GetStoreId() != req.GetStoreId() {
-			continue
-		}
-		if rec.GetStore().GetState() == metapb.StoreState_STORE_STATE_GONE {
-			out.Error = s.pdError(refuse(pdpb.PDErrorReason_PD_ERROR_REASON_STORE_GONE,
-				"store %d was declared gone", req.GetStoreId()))
-			return out, nil
-		}
-		if !rec.GetActivated() {
-			_, err = fromResult(m.Propose(ctx, &pdpb.Command{Command: &pdpb.Command_ActivateStore{
-				ActivateStore: &pdpb.ActivateStore{StoreId: req.GetStoreId()},
-			}}))
-		}
+	l.Topology.HeardStore(req.GetStoreId(), stats, req.GetDiskState(), time.Now())
+	if !rec.GetActivated() {
+		_, err = fromResult(m.Propose(ctx, &pdpb.Command{Command: &pdpb.Command_ActivateStore{
+			ActivateStore: &pdpb.ActivateStore{StoreId: req.GetStoreId()},
+		}}))
 	}
 	out.Error = s.pdError(err)
 	out.GcSafePoint, out.TxnSafePoint, _ = m.SafePoints()
@@ -142,7 +159,7 @@ func (s *Service) SetStoreState(
 	if err != nil {
 		return &pdpb.SetStoreStateResponse{Error: s.pdError(err)}, nil
 	}
-	l.Topology.PutStore(r.GetStore(), time.Now())
+	putStore(m, l, req.GetStoreId())
 	return &pdpb.SetStoreStateResponse{Store: r.GetStore()}, nil
 }
 

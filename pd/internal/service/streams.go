@@ -58,55 +58,6 @@ func (l *Leading) SendOrders(orders map[uint64][]*pdpb.Order) {
 	}
 }
 
-// staleReplicas remembers since when a replica that a store holds is no member.
-type staleReplicas struct {
-	mu struct {
-		sync.Mutex
-		since map[[2]uint64]time.Time
-	}
-}
-
-func (t *staleReplicas) init() { t.mu.since = map[[2]uint64]time.Time{} }
-
-// staleAfter is how long a replica must be no member, by the word of a
-// leaseholder that goes on reporting, before its store is told to destroy it.
-// It outlasts an order of a former PD leader that is still on its way.
-const staleAfter = 5 * time.Second
-
-// condemn lists the replicas of a store that are to be destroyed: they are
-// members of nothing and nobody is about to add them.
-func (l *Leading) condemn(replicas []*pdpb.LocalReplica, now time.Time) []*pdpb.Order {
-	t := &l.stale
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var out []*pdpb.Order
-	for _, p := range replicas {
-		id := [2]uint64{p.GetRangeId(), p.GetReplicaId()}
-		r := l.Topology.Range(p.GetRangeId())
-		if r == nil || r.Reported.IsZero() || r.Replica(p.GetReplicaId()) != nil ||
-			l.Operators.Pending(p.GetRangeId(), p.GetReplicaId()) ||
-			p.GetConfigEpoch() > r.Range.GetEpoch().GetConfig() {
-			delete(t.mu.since, id)
-			continue
-		}
-		since, ok := t.mu.since[id]
-		if !ok {
-			t.mu.since[id] = now
-			continue
-		}
-		if now.Sub(since) < staleAfter || r.Reported.Before(since) {
-			continue
-		}
-		out = append(out, &pdpb.Order{
-			RangeId: p.GetRangeId(), Epoch: r.Range.GetEpoch(),
-			Step: &pdpb.Order_DestroyReplica{
-				DestroyReplica: &pdpb.DestroyReplica{ReplicaId: p.GetReplicaId()},
-			},
-		})
-	}
-	return out
-}
-
 // RangeHeartbeat takes reports and sends orders. When this node stops leading
 // it says so, and the store ends the stream.
 func (s *Service) RangeHeartbeat(
@@ -116,19 +67,23 @@ func (s *Service) RangeHeartbeat(
 	if err != nil {
 		return err
 	}
-	_, l, err := s.lead(req.GetHeader())
+	storeID := req.GetStoreId()
+	m, l, err := s.lead(req.GetHeader())
+	if err == nil {
+		_, err = s.registered(m, l, storeID)
+	}
 	if err != nil {
 		return stream.Send(&pdpb.RangeHeartbeatResponse{Error: s.pdError(err)})
 	}
-	orders := l.streams.open(req.GetStoreId())
-	defer l.streams.close(req.GetStoreId(), orders)
+	orders := l.streams.open(storeID)
+	defer l.streams.close(storeID, orders)
 	ctx, cancel := context.WithCancel(stream.Context())
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
 	wg.Go(func() { s.sendOrders(ctx, l, stream, orders) })
 	for {
-		l.ingest(req, orders)
+		l.ingest(storeID, req, orders)
 		if req, err = stream.Recv(); err != nil {
 			if errors.Is(err, io.EOF) {
 				return nil
@@ -159,14 +114,17 @@ func (s *Service) sendOrders(
 }
 
 // ingest takes in one message of a store.
-func (l *Leading) ingest(req *pdpb.RangeHeartbeatRequest, orders chan<- []*pdpb.Order) {
+func (l *Leading) ingest(
+	storeID uint64, req *pdpb.RangeHeartbeatRequest, orders chan<- []*pdpb.Order,
+) {
 	now := time.Now()
 	for _, r := range req.GetRanges() {
-		if r.GetLeader().GetStoreId() == req.GetStoreId() {
+		if r.GetLeader().GetStoreId() == storeID {
 			l.Topology.Report(r, now)
 		}
 	}
-	if list := l.condemn(req.GetReplicas(), now); len(list) > 0 {
+	l.Topology.HeardReplicas(storeID, req.GetReplicas(), req.GetComplete(), now)
+	if list := l.condemn(storeID, req.GetReplicas(), req.GetComplete(), now); len(list) > 0 {
 		select {
 		case orders <- list:
 		default: // it is found again with the next report

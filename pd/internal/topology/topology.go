@@ -4,6 +4,8 @@ package topology
 
 import (
 	"bytes"
+	"cmp"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -20,6 +22,8 @@ import (
 type Store struct {
 	Store *metapb.Store
 	Stats *pdpb.StoreStats
+	// registered is what Store was made of.
+	registered *metapb.Store
 	// Heard is when the last heartbeat came; the start of this leadership if
 	// none came since.
 	Heard time.Time
@@ -33,8 +37,19 @@ type Range struct {
 	// Reported is when its leaseholder reported last; zero when it is only
 	// remembered from before this leadership.
 	Reported time.Time
+	// Words are what the stores of members say themselves, where it is bad.
+	Words []Word
 	// Revision grows with every change of the route.
 	Revision uint64
+}
+
+// Word is what a store says of a replica it should hold.
+type Word struct {
+	ReplicaID uint64
+	Poisoned  bool
+	// MissingFrom and MissingTo are the first and the last complete list of the
+	// store that lacked the replica; zero when it holds it.
+	MissingFrom, MissingTo time.Time
 }
 
 // Route renders r for clients.
@@ -53,6 +68,16 @@ func (r *Range) Health(replicaID uint64) *pdpb.ReplicaHealth {
 		}
 	}
 	return nil
+}
+
+// Word returns what the store of a replica says of it.
+func (r *Range) Word(replicaID uint64) Word {
+	for _, w := range r.Words {
+		if w.ReplicaID == replicaID {
+			return w
+		}
+	}
+	return Word{ReplicaID: replicaID}
 }
 
 // Replica finds a member by its id; nil when it is none.
@@ -93,25 +118,43 @@ func New(now time.Time, stores []*pdpb.StoreRecord, ranges []*metapb.Range) *Top
 	t.mu.dirty, t.mu.dropped = map[uint64]bool{}, map[uint64]bool{}
 	t.mu.changed = make(chan struct{})
 	for _, s := range stores {
-		t.mu.stores[s.GetStore().GetStoreId()] = &Store{Store: s.GetStore(), Heard: now}
+		t.mu.stores[s.GetStore().GetStoreId()] = &Store{
+			Store: s.GetStore(), Heard: now, registered: s.GetStore(),
+		}
 	}
 	for _, r := range ranges {
-		t.putLocked(&Range{Range: r})
+		if !t.putLocked(&Range{Range: r}) {
+			t.mu.dropped[r.GetRangeId()] = true
+		}
 	}
 	clear(t.mu.dirty)
 	return t
 }
 
-// PutStore takes in a store as it is registered.
-func (t *Topology) PutStore(s *metapb.Store, now time.Time) {
+// PutStores takes in what is registered. Records that were taken in before cost
+// nothing.
+func (t *Topology) PutStores(records []*pdpb.StoreRecord, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	next := &Store{Store: s, Heard: now}
-	if old := t.mu.stores[s.GetStoreId()]; old != nil {
-		next.Stats, next.Heard = old.Stats, old.Heard
+	changed := false
+	for _, rec := range records {
+		s := rec.GetStore()
+		next := &Store{Store: s, Heard: now, registered: s}
+		old := t.mu.stores[s.GetStoreId()]
+		switch {
+		case old == nil:
+		case old.registered == s:
+			continue
+		default:
+			next.Stats, next.Heard = old.Stats, old.Heard
+			next.Store = withDisk(s, old.Store.GetDiskState())
+		}
+		t.mu.stores[s.GetStoreId()] = next
+		changed = true
 	}
-	t.mu.stores[s.GetStoreId()] = next
-	t.announceLocked()
+	if changed {
+		t.announceLocked()
+	}
 }
 
 // HeardStore takes in a store heartbeat; false when the store is unknown.
@@ -124,7 +167,7 @@ func (t *Topology) HeardStore(
 	if old == nil {
 		return false
 	}
-	next := &Store{Store: old.Store, Stats: stats, Heard: now}
+	next := &Store{Store: old.Store, Stats: stats, Heard: now, registered: old.registered}
 	if old.Store.GetDiskState() != disk {
 		next.Store = withDisk(old.Store, disk)
 		defer t.announceLocked()
@@ -153,7 +196,7 @@ func (t *Topology) Report(p *pdpb.RangeReport, now time.Time) bool {
 	next := &Range{Range: r, Leader: p.GetLeader(), Report: p, Reported: now}
 	if old != nil {
 		next.Range = meta.MergeRange(old.Range, r)
-		next.Revision = old.Revision
+		next.Revision, next.Words = old.Revision, wordsOf(next.Range, old.Words)
 		if old.Leader.GetTerm() > p.GetLeader().GetTerm() {
 			return false // a deposed leader that does not know it yet
 		}
@@ -175,7 +218,8 @@ func sameLeader(a, b *metapb.Leader) bool {
 // have a smaller span epoch are dropped; one with a larger or equal epoch
 // makes r the stale one.
 func (t *Topology) putLocked(r *Range) bool {
-	for _, o := range t.overlapsLocked(keys.FromProto(r.Range.GetSpan())) {
+	span := keys.FromProto(r.Range.GetSpan())
+	for _, o := range t.overlapsLocked(span, noLimit) {
 		if o.Range.GetRangeId() != r.Range.GetRangeId() &&
 			o.Range.GetEpoch().GetSpan() >= r.Range.GetEpoch().GetSpan() {
 			return false
@@ -185,7 +229,7 @@ func (t *Topology) putLocked(r *Range) bool {
 	if old != nil {
 		t.mu.spans.Delete(old)
 	}
-	for _, o := range t.overlapsLocked(keys.FromProto(r.Range.GetSpan())) {
+	for _, o := range t.overlapsLocked(span, noLimit) {
 		t.mu.spans.Delete(o)
 		delete(t.mu.ranges, o.Range.GetRangeId())
 		t.mu.dropped[o.Range.GetRangeId()] = true
@@ -207,8 +251,10 @@ func at(start []byte) *Range {
 	return &Range{Range: &metapb.Range{Span: &metapb.Span{Start: start}}}
 }
 
-// overlapsLocked lists the ranges that share a key with span, in order.
-func (t *Topology) overlapsLocked(span keys.Span) []*Range {
+const noLimit = math.MaxInt
+
+// overlapsLocked lists up to limit ranges that share a key with span, in order.
+func (t *Topology) overlapsLocked(span keys.Span, limit int) []*Range {
 	var out []*Range
 	t.mu.spans.DescendLessOrEqual(at(span.Start), func(r *Range) bool {
 		if keys.FromProto(r.Range.GetSpan()).Overlaps(span) {
@@ -217,8 +263,7 @@ func (t *Topology) overlapsLocked(span keys.Span) []*Range {
 		return false
 	})
 	t.mu.spans.AscendGreaterOrEqual(at(span.Start), func(r *Range) bool {
-		s := keys.FromProto(r.Range.GetSpan())
-		if !s.Overlaps(span) {
+		if len(out) >= limit || !keys.FromProto(r.Range.GetSpan()).Overlaps(span) {
 			return false
 		}
 		if len(out) == 0 || out[0] != r {
@@ -233,7 +278,7 @@ func (t *Topology) overlapsLocked(span keys.Span) []*Range {
 func (t *Topology) Find(key []byte) *Range {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	if rs := t.overlapsLocked(keys.Single(key)); len(rs) > 0 {
+	if rs := t.overlapsLocked(keys.Single(key), 1); len(rs) > 0 {
 		return rs[0]
 	}
 	return nil
@@ -250,7 +295,7 @@ func (t *Topology) Range(id uint64) *Range {
 func (t *Topology) List(span keys.Span, limit int) (out []*Range, more bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	out = t.overlapsLocked(span)
+	out = t.overlapsLocked(span, limit+1)
 	if len(out) > limit {
 		return out[:limit], true
 	}
@@ -266,7 +311,7 @@ func (t *Topology) Stores() []*Store {
 		out = append(out, s)
 	}
 	slices.SortFunc(out, func(a, b *Store) int {
-		return int(a.Store.GetStoreId()) - int(b.Store.GetStoreId())
+		return cmp.Compare(a.Store.GetStoreId(), b.Store.GetStoreId())
 	})
 	return out
 }

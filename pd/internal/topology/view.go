@@ -1,6 +1,7 @@
 package topology
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -16,6 +17,11 @@ type View struct {
 	// DownAfter is how long a store may be silent before it counts as down,
 	// SilentAfter how long before nothing new is given to it.
 	DownAfter, SilentAfter time.Duration
+	// StaleAfter is how old a leaseholder's report may be; 0 is any age.
+	StaleAfter time.Duration
+	// MissingAfter is how long a store's own lists must lack a replica before it
+	// counts as missing.
+	MissingAfter time.Duration
 	// Replicas is the configured number of voters, SplitSizeBytes the size from
 	// which a range is split.
 	Replicas       int
@@ -38,7 +44,7 @@ func (t *Topology) View(now time.Time) View {
 // Store returns a store by its id; nil when it is not known.
 func (v View) Store(id uint64) *Store {
 	i, ok := slices.BinarySearchFunc(v.Stores, id, func(s *Store, id uint64) int {
-		return int(s.Store.GetStoreId()) - int(id)
+		return cmp.Compare(s.Store.GetStoreId(), id)
 	})
 	if !ok {
 		return nil
@@ -59,11 +65,18 @@ func (v View) State(s *Store) metapb.StoreState {
 	return s.Store.GetState()
 }
 
+// Silent reports whether s has missed heartbeats: it may be alive, but nothing
+// is built upon it.
+func (v View) Silent(s *Store) bool {
+	return s == nil || v.State(s) == metapb.StoreState_STORE_STATE_GONE ||
+		v.Now.Sub(s.Heard) >= v.SilentAfter
+}
+
 // Receives reports whether a new replica may be placed on s: it is up, was
 // heard lately and has room.
 func (v View) Receives(s *Store) bool {
 	return v.State(s) == metapb.StoreState_STORE_STATE_UP &&
-		s.Stats != nil && v.Now.Sub(s.Heard) < v.SilentAfter &&
+		s.Stats != nil && !v.Silent(s) &&
 		(s.Store.GetDiskState() == metapb.DiskState_DISK_STATE_OK ||
 			s.Store.GetDiskState() == metapb.DiskState_DISK_STATE_UNSPECIFIED)
 }

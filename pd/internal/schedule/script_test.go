@@ -1,0 +1,261 @@
+package schedule
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/datadriven"
+	"go.uber.org/goleak"
+
+	"github.com/ridgekv/ridge/pd/internal/operator"
+	"github.com/ridgekv/ridge/pd/internal/topology"
+	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
+	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var now = time.Unix(1_700_000_000, 0)
+
+// TestScripts runs testdata/*.txt. Run with -rewrite to accept what it prints.
+//
+//	stores [replicas=3] [split=1000]    one store per line: id state [since=] [disk=] [ranges=]
+//	check                               one range per line; prints what is wanted
+//	settle                              one range; plans are carried out until none is left
+func TestScripts(t *testing.T) {
+	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+		v := topology.View{}
+		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
+			switch d.Cmd {
+			case "stores":
+				v = readStores(t, d)
+				return fmt.Sprintf("%d stores, %d voters wanted", len(v.Stores), TargetOf(v).voters)
+			case "check":
+				return check(t, v, d.Input)
+			case "settle":
+				return settle(t, v, readRange(t, d.Input))
+			}
+			t.Fatalf("unknown command %s", d.Cmd)
+			return ""
+		})
+	})
+}
+
+func check(t *testing.T, v topology.View, input string) string {
+	var out strings.Builder
+	load := Load{}
+	for line := range strings.Lines(input) {
+		r := readRange(t, line)
+		op, why := Check(v, r, TargetOf(v), load)
+		out.WriteString(show(r, op, why) + "\n")
+	}
+	return out.String()
+}
+
+func show(r *topology.Range, op *operator.Operator, why string) string {
+	switch {
+	case op != nil && why != "":
+		return op.String() + "; else " + why
+	case op != nil:
+		return op.String()
+	case why != "":
+		return fmt.Sprintf("range %d: nothing   # %s", r.Range.GetRangeId(), why)
+	}
+	return fmt.Sprintf("range %d: well", r.Range.GetRangeId())
+}
+
+// settle carries plans out, one after the other, as healthy stores would.
+func settle(t *testing.T, v topology.View, r *topology.Range) string {
+	var out strings.Builder
+	for id := uint64(1000); ; id += 100 {
+		op, why := Check(v, r, TargetOf(v), Load{})
+		out.WriteString(show(r, op, why) + "\n")
+		if op == nil || id > 3000 {
+			return out.String() + members(r)
+		}
+		for i, s := range op.Steps {
+			if s.ReplicaID == 0 && s.StoreID != 0 {
+				op.Steps[i].ReplicaID = id + s.StoreID
+			}
+			if why := Allow(v, r, op.Steps[i]); why != "" {
+				t.Errorf("%s: %s", op, why)
+			}
+			r = carryOut(r, op.Steps[i])
+		}
+	}
+}
+
+// carryOut is the range after a step.
+func carryOut(r *topology.Range, s operator.Step) *topology.Range {
+	next := *r
+	next.Range = &metapb.Range{
+		RangeId: r.Range.GetRangeId(), Span: r.Range.GetSpan(), Epoch: r.Range.GetEpoch(),
+		Replicas: apply(r.Range.GetReplicas(), s),
+	}
+	switch s.Kind {
+	case operator.TransferLeader:
+		next.Leader = &metapb.Leader{ReplicaId: s.ReplicaID, StoreId: s.StoreID}
+	case operator.Split:
+		next.Report = &pdpb.RangeReport{Health: r.Report.GetHealth(), SizeBytes: 1, KeyCount: 2}
+	}
+	return &next
+}
+
+func members(r *topology.Range) string {
+	var parts []string
+	for _, m := range slices.SortedFunc(slices.Values(r.Range.GetReplicas()),
+		func(a, b *metapb.Replica) int { return cmp.Compare(a.GetStoreId(), b.GetStoreId()) }) {
+		part := fmt.Sprint(m.GetStoreId())
+		if m.GetRole() == metapb.Role_ROLE_LEARNER {
+			part += "(learner)"
+		}
+		if m.GetReplicaId() == r.Leader.GetReplicaId() {
+			part += "*"
+		}
+		parts = append(parts, part)
+	}
+	return "on " + strings.Join(parts, " ") + "\n"
+}
+
+func readStores(t *testing.T, d *datadriven.TestData) topology.View {
+	replicas, split := 3, 1000
+	d.MaybeScanArgs(t, "replicas", &replicas)
+	d.MaybeScanArgs(t, "split", &split)
+	v := topology.View{
+		Now: now, DownAfter: 5 * time.Minute, SilentAfter: 5 * time.Second,
+		MissingAfter: time.Minute, StaleAfter: 5 * time.Minute,
+		Replicas: replicas, SplitSizeBytes: uint64(split),
+	}
+	for line := range strings.Lines(d.Input) {
+		words := strings.Fields(line)
+		s := &topology.Store{
+			Store: &metapb.Store{StoreId: number(t, words[0]), State: metapb.StoreState(
+				metapb.StoreState_value["STORE_STATE_"+strings.ToUpper(words[1])])},
+			Stats: &pdpb.StoreStats{}, Heard: now,
+		}
+		for _, w := range words[2:] {
+			key, value, _ := strings.Cut(w, "=")
+			switch key {
+			case "since":
+				d, err := time.ParseDuration(value)
+				if err != nil {
+					t.Fatal(err)
+				}
+				s.Heard = now.Add(-d)
+			case "disk":
+				s.Store.DiskState = metapb.DiskState(
+					metapb.DiskState_value["DISK_STATE_"+strings.ToUpper(value)])
+			case "ranges":
+				s.Stats.RangeCount = number(t, value)
+			case "new":
+				s.Stats = nil
+			default:
+				t.Fatalf("unknown word %q", w)
+			}
+		}
+		v.Stores = append(v.Stores, s)
+	}
+	return v
+}
+
+func number(t *testing.T, s string) uint64 {
+	t.Helper()
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// readRange reads "range 7 voters=1,2 learners=3 leader=1 size=5 poisoned=2
+// missing=2 lost=2 lagging=3 unborn silent since=1h". Replicas are named by
+// their stores; missing is by the leader's word, lost by that of the store.
+func readRange(t *testing.T, line string) *topology.Range {
+	words := strings.Fields(line)
+	if len(words) < 2 || words[0] != "range" {
+		t.Fatalf("not a range: %q", line)
+	}
+	r := &topology.Range{
+		Range:    &metapb.Range{RangeId: number(t, words[1]), Epoch: &metapb.Epoch{Config: 5, Span: 1}},
+		Report:   &pdpb.RangeReport{SizeBytes: 1, KeyCount: 2},
+		Reported: now,
+	}
+	for _, w := range words[2:] {
+		key, value, _ := strings.Cut(w, "=")
+		var ids []uint64
+		for id := range strings.SplitSeq(value, ",") {
+			if n, err := strconv.ParseUint(id, 10, 64); err == nil {
+				ids = append(ids, n)
+			}
+		}
+		readWord(t, r, key, value, ids)
+	}
+	return r
+}
+
+func readWord(t *testing.T, r *topology.Range, key, value string, ids []uint64) {
+	health := func(set func(*pdpb.ReplicaHealth)) {
+		for _, id := range ids {
+			h := r.Health(100 + id)
+			if h == nil {
+				h = &pdpb.ReplicaHealth{ReplicaId: 100 + id}
+				r.Report.Health = append(r.Report.Health, h)
+			}
+			set(h)
+		}
+	}
+	switch key {
+	case "voters", "learners":
+		role := metapb.Role_ROLE_VOTER
+		if key == "learners" {
+			role = metapb.Role_ROLE_LEARNER
+		}
+		for _, id := range ids {
+			r.Range.Replicas = append(r.Range.Replicas,
+				&metapb.Replica{ReplicaId: 100 + id, StoreId: id, Role: role})
+		}
+	case "leader":
+		r.Leader = &metapb.Leader{ReplicaId: 100 + ids[0], StoreId: ids[0]}
+	case "size":
+		r.Report.SizeBytes = ids[0]
+	case "keys":
+		r.Report.KeyCount = ids[0]
+	case "unborn":
+		r.Report.HasUnbornChildren = true
+	case "silent":
+		r.Reported = time.Time{}
+	case "since":
+		d, err := time.ParseDuration(value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Reported = now.Add(-d)
+	case "poisoned":
+		health(func(h *pdpb.ReplicaHealth) { h.Poisoned = true })
+	case "missing":
+		health(func(h *pdpb.ReplicaHealth) { h.Missing = true })
+	case "lagging":
+		health(func(h *pdpb.ReplicaHealth) { h.Lagging = true })
+	case "lost", "late":
+		age := 2 * time.Minute
+		if key == "late" {
+			age = 30 * time.Second
+		}
+		for _, id := range ids {
+			r.Words = append(r.Words, topology.Word{
+				ReplicaID: 100 + id, MissingFrom: now.Add(-age), MissingTo: now,
+			})
+		}
+	case "sick":
+		for _, id := range ids {
+			r.Words = append(r.Words, topology.Word{ReplicaID: 100 + id, Poisoned: true})
+		}
+	default:
+		t.Fatalf("unknown word %q", key)
+	}
+}
