@@ -248,9 +248,14 @@ func TestListPages(t *testing.T) {
 		n          int
 		more       bool
 	}{
-		{"", "", 100, 100, false}, {"", "", 99, 99, true}, {"505", "", 10, 10, true},
-		{"505", "52", 10, 2, false}, {"505", "52", 2, 2, false}, {"505", "52", 1, 1, true},
-		{"a", "", 5, 1, false}, {"", "0", 5, 0, false},
+		{"", "", 100, 100, false},
+		{"", "", 99, 99, true},
+		{"505", "", 10, 10, true},
+		{"505", "52", 10, 2, false},
+		{"505", "52", 2, 2, false},
+		{"505", "52", 1, 1, true},
+		{"a", "", 5, 1, false},
+		{"", "0", 5, 0, false},
 	} {
 		got, more := topo.List(keys.Span{Start: []byte(c.start), End: []byte(c.end)}, c.limit)
 		if len(got) != c.n || more != c.more {
