@@ -2,6 +2,7 @@ package storenode_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"sync"
@@ -17,7 +18,9 @@ import (
 )
 
 // startPD runs a PD of one node and returns its address and how to stop it.
-func startPD(t *testing.T, dir string, change func(*pd.Options)) (address string, stop func()) {
+func startPD(
+	t *testing.T, dir string, config *tls.Config, change func(*pd.Options),
+) (address string, stop func()) {
 	t.Helper()
 	o := pd.Options{
 		Dir: dir, MemberID: 1, Members: []pd.Member{{
@@ -33,7 +36,7 @@ func startPD(t *testing.T, dir string, change func(*pd.Options)) (address string
 	if err != nil {
 		t.Fatal(err)
 	}
-	stopListening := listen(t, o.Members[0].GRPCAddress, server.Register)
+	stopListening := listen(t, o.Members[0].GRPCAddress, config, server.Register)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	var wg sync.WaitGroup
@@ -53,7 +56,7 @@ func startPD(t *testing.T, dir string, change func(*pd.Options)) (address string
 // One PD and one store, then three stores: bootstrap, data, growth to three
 // replicas, splits by size, a restart of everything; all copies are equal.
 func TestCluster(t *testing.T) {
-	address, _ := startPD(t, t.TempDir(), func(o *pd.Options) { o.SplitSizeBytes = 256 << 10 })
+	address, _ := startPD(t, t.TempDir(), nil, func(o *pd.Options) { o.SplitSizeBytes = 256 << 10 })
 	s1 := startStore(t, storeOptions(t, t.TempDir(), address))
 	s1.waitReady()
 	s1.mustPut("first", "value")

@@ -50,7 +50,7 @@ func startFakePD(t *testing.T) *fakePD {
 }
 
 func (p *fakePD) start(t *testing.T) {
-	p.stop = listen(t, p.address, func(r grpc.ServiceRegistrar) {
+	p.stop = listen(t, p.address, nil, func(r grpc.ServiceRegistrar) {
 		pdpb.RegisterPDServiceServer(r, p)
 	})
 }

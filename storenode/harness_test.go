@@ -2,6 +2,7 @@ package storenode_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"log/slog"
@@ -14,6 +15,7 @@ import (
 
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
@@ -66,7 +68,9 @@ func logger(t *testing.T) *slog.Logger {
 }
 
 // listen serves what register adds, at address.
-func listen(t *testing.T, address string, register func(grpc.ServiceRegistrar)) (stop func()) {
+func listen(
+	t *testing.T, address string, config *tls.Config, register func(grpc.ServiceRegistrar),
+) (stop func()) {
 	t.Helper()
 	var l net.Listener
 	eventually(t, 5*time.Second, "listen on "+address, func() bool {
@@ -74,7 +78,11 @@ func listen(t *testing.T, address string, register func(grpc.ServiceRegistrar)) 
 		l, err = net.Listen("tcp", address)
 		return err == nil
 	})
-	server := grpc.NewServer(grpc.MaxRecvMsgSize(16 << 20))
+	options := []grpc.ServerOption{grpc.MaxRecvMsgSize(16 << 20)}
+	if config != nil {
+		options = append(options, grpc.Creds(credentials.NewTLS(config)))
+	}
+	server := grpc.NewServer(options...)
 	register(server)
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = server.Serve(l) })
@@ -108,18 +116,26 @@ func storeOptions(t *testing.T, dir string, pd ...string) storenode.Options {
 // startStore runs a store until the test ends or stop is called.
 func startStore(t *testing.T, o storenode.Options) *testStore {
 	t.Helper()
+	return startStoreTLS(t, o, nil)
+}
+
+func startStoreTLS(t *testing.T, o storenode.Options, config *tls.Config) *testStore {
+	t.Helper()
 	server, err := storenode.New(o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := &testStore{t: t, options: o, server: server}
-	stopListening := listen(t, o.GRPCAddress, server.Register)
+	stopListening := listen(t, o.GRPCAddress, config, server.Register)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	var wg sync.WaitGroup
 	wg.Go(func() { ended <- server.Run(ctx) })
-	s.conn, err = grpc.NewClient(o.GRPCAddress,
-		grpc.WithTransportCredentials(insecure.NewCredentials()))
+	creds := insecure.NewCredentials()
+	if config != nil {
+		creds = credentials.NewTLS(config)
+	}
+	s.conn, err = grpc.NewClient(o.GRPCAddress, grpc.WithTransportCredentials(creds))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,6 +211,18 @@ func (s *testStore) mustGet(key, want string) {
 	if !last.GetFound() || string(last.GetRow().GetValue()) != want {
 		s.t.Fatalf("get %s: %v, want %q", key, last, strings.ToValidUTF8(want, "?"))
 	}
+}
+
+// replica is what the store says of its replica of a range.
+func (s *testStore) replica(t *testing.T, rangeID uint64) (*storepb.ReplicaStatus, bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	list, err := s.store().ListReplicas(ctx, &storepb.ListReplicasRequest{RangeId: rangeID})
+	if err != nil || len(list.GetReplicas()) != 1 {
+		return nil, false
+	}
+	return list.GetReplicas()[0], true
 }
 
 // scan reads everything through the store.

@@ -72,7 +72,10 @@ func (s *Server) Run(ctx context.Context) error {
 	n := &node{s: s, o: s.options, crew: newCrew()}
 	defer s.say("stopped")
 	err := n.boot(ctx)
-	if err == nil {
+	if err != nil && ctx.Err() != nil && !errors.Is(err, ErrDirectory) {
+		n.o.Logger.Info("store stops before it served", "error", err)
+		err = nil
+	} else if err == nil {
 		s.say("")
 		n.o.Logger.Info("store serves", "store", s.StoreID())
 		select {
