@@ -120,7 +120,11 @@ func (c *Client) BatchGet(
 			err = b.run(ctx)
 		}
 		if err == nil {
-			return b.rows(ks), nil
+			rows = b.rows(ks)
+			err = b.checkSize(rowsSize(rows)) // a key may have been asked for twice
+		}
+		if err == nil {
+			return rows, nil
 		}
 	}
 	return nil, fmt.Errorf("client: batch get of %d keys: %w", len(ks), err)
@@ -134,8 +138,10 @@ type batchGet struct {
 	keys [][]byte
 	done []bool
 	mu   sync.Mutex
-	// found holds the rows by key; guarded by mu, as are done and limit.
+	// found holds the rows by key; guarded by mu, as are done, size and limit.
 	found map[string]*Row
+	// size is about what the rows found so far take.
+	size int
 	// limit is how many keys one request may have. It is halved when an answer
 	// would be too large.
 	limit int
@@ -201,7 +207,8 @@ func (b *batchGet) ask(ctx context.Context, log *retry.Log, g group) error {
 	})
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if _, ok := errors.AsType[errs.TooLarge](err); ok && len(ks) > 1 {
+	_, tooLarge := errors.AsType[errs.TooLarge](err)
+	if tooLarge && len(ks) > 1 && b.c.o.MaxBatchGetBytes == 0 {
 		b.limit = min(b.limit, (len(ks)+1)/2)
 		return nil
 	}
@@ -214,11 +221,30 @@ func (b *batchGet) ask(ctx context.Context, log *retry.Log, g group) error {
 	for _, r := range resp.GetBatchGet().GetRows() {
 		row := toRow(r)
 		b.found[string(row.Key)] = &row
+		b.size += len(row.Key) + len(row.Value)
 	}
 	for _, m := range g.members {
 		b.done[m] = true
 	}
+	return b.checkSize(b.size)
+}
+
+// checkSize refuses an answer of more bytes than this client may gather.
+func (b *batchGet) checkSize(size int) error {
+	if limit := b.c.o.MaxBatchGetBytes; limit > 0 && size > limit {
+		return errs.TooLarge{
+			What: "answer of a BatchGet", SizeBytes: uint64(size), Limit: uint64(limit),
+		}
+	}
 	return nil
+}
+
+func rowsSize(rows []Row) int {
+	size := 0
+	for _, r := range rows {
+		size += len(r.Key) + len(r.Value)
+	}
+	return size
 }
 
 func (b *batchGet) rows(ks [][]byte) []Row {

@@ -250,6 +250,29 @@ func TestBatchGetOfLargeRows(t *testing.T) {
 	}
 }
 
+// A gateway must not gather gigabytes for a caller that asks for one row often,
+// or for many large ones.
+func TestBatchGetIsBounded(t *testing.T) {
+	cluster := clustertest.New(t, 1, 3)
+	cluster.Fill("k", 100)
+	cluster.Split("k0050")
+	c := open(t, cluster, client.Options{MaxBatchGetBytes: 200})
+	var all, one [][]byte
+	for i := range 100 {
+		all = append(all, fmt.Appendf(nil, "k%04d", i))
+		one = append(one, []byte("k0000"))
+	}
+	for name, ks := range map[string][][]byte{"many rows": all, "one row": one} {
+		rows, err := c.BatchGet(t.Context(), ks)
+		if _, ok := errors.AsType[errs.TooLarge](err); !ok || rows != nil {
+			t.Errorf("%s: %d rows, %v", name, len(rows), err)
+		}
+	}
+	if rows, err := c.BatchGet(t.Context(), all[48:52]); err != nil || len(rows) != 4 {
+		t.Error(rows, err)
+	}
+}
+
 func TestBatchWriteIsForOneRange(t *testing.T) {
 	cluster := clustertest.New(t, 1, 1)
 	c := open(t, cluster, client.Options{})

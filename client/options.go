@@ -51,6 +51,10 @@ type Options struct {
 	// Forwarded marks every request so that no store forwards it again. Only a
 	// gateway sets it.
 	Forwarded bool
+	// MaxBatchGetBytes refuses a BatchGet whose answer is larger with
+	// errs.TooLarge, before all of it is in memory. Default: no bound. A gateway
+	// sets it: it answers for callers it does not know.
+	MaxBatchGetBytes int
 	// Logger gets one line per change of state. Default: none.
 	Logger *slog.Logger
 	// Registerer gets the metrics. Default: none.

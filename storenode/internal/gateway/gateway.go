@@ -20,6 +20,9 @@ import (
 	"github.com/ridgekv/ridge/proto/ts"
 )
 
+// maxBatchGetBytes bounds the answer of a BatchGet, as a store bounds its own.
+const maxBatchGetBytes = 4 << 20
+
 // Options say how the gateway reaches the cluster.
 type Options struct {
 	// PD is the store's own client of PD; Close leaves it open. Required.
@@ -37,6 +40,7 @@ type Gateway struct{ client *client.Client }
 func Open(ctx context.Context, o Options) (*Gateway, error) {
 	c, err := client.Open(ctx, client.Options{
 		PDClient: o.PD, Lazy: true, TLS: o.TLS, Forwarded: true, Logger: o.Logger,
+		MaxBatchGetBytes: maxBatchGetBytes,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("gateway: %w", err)
