@@ -109,3 +109,6 @@ func MemFiles(dir string) ([]MemFile, error) {
 	}
 	return out, nil
 }
+
+// Options are those of the engine.
+func (e *Engine) Options() Options { return e.opt }

@@ -238,6 +238,8 @@ func (e *Engine) loadFloor(v View) error {
 		return fmt.Errorf("engine: floor record of %d bytes", len(b))
 	}
 	floor := ts.Timestamp(binary.BigEndian.Uint64(b))
-	e.gc.mu.floor, e.gc.mu.durable, e.gc.mu.safePoint = floor, floor, floor
+	// Not durable: after a kill only the kernel may hold it. The first round
+	// writes it once more and flushes.
+	e.gc.mu.floor, e.gc.mu.safePoint = floor, floor
 	return nil
 }

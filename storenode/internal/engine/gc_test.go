@@ -247,3 +247,28 @@ func TestNothingComesBackWithAnOldMemtable(t *testing.T) {
 		})
 	}
 }
+
+// A floor that was found is not yet durable: after a kill only the kernel may
+// hold it. Nothing is dropped on the strength of it before a flush.
+func TestFoundFloorIsNotDurable(t *testing.T) {
+	e := quickGC(t, t.TempDir())
+	put(t, e, "a", "0", 1)
+	fill(t, e, 1)
+	e.StartGC(1)
+	e.SetSafePoint(100)
+	collectHistory(t, e)
+	put(t, e, "a", "1", 101)
+	to := takeImage(t, e.Options()).dir
+	e = quickGC(t, to)
+	found := e.Visible()
+	e.StartGC(50)
+	collectHistory(t, e)
+	collectHistory(t, e)
+	if e.DiscardSeq() == 0 {
+		t.Fatal("nothing may be dropped")
+	}
+	if e.Flushed() < found {
+		t.Errorf("versions may be dropped up to %d, but only %d of %d is flushed",
+			e.DiscardSeq(), e.Flushed(), found)
+	}
+}
