@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"strings"
@@ -48,15 +50,19 @@ func eventually(t *testing.T, timeout time.Duration, what string, ok func() bool
 	}
 }
 
-// freePort returns an address nobody listens on at the moment.
+// freePort returns an address nobody listens on at the moment, below the ports
+// that outgoing connections are given.
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(20_000)))
+		if err == nil {
+			defer l.Close()
+			return l.Addr().String()
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no free port")
+	return ""
 }
 
 func logger(t *testing.T) *slog.Logger {
@@ -99,6 +105,8 @@ type testStore struct {
 	server  *storenode.Server
 	conn    *grpc.ClientConn
 	stop    func() error
+	// failed gets the error of a store that ended by itself.
+	failed chan error
 }
 
 // storeOptions are options for a small and quick store.
@@ -125,12 +133,16 @@ func startStoreTLS(t *testing.T, o storenode.Options, config *tls.Config) *testS
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &testStore{t: t, options: o, server: server}
+	s := &testStore{t: t, options: o, server: server, failed: make(chan error, 1)}
 	stopListening := listen(t, o.GRPCAddress, config, server.Register)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	var wg sync.WaitGroup
-	wg.Go(func() { ended <- server.Run(ctx) })
+	wg.Go(func() {
+		err := server.Run(ctx)
+		ended <- err
+		s.failed <- err
+	})
 	creds := insecure.NewCredentials()
 	if config != nil {
 		creds = credentials.NewTLS(config)
@@ -148,6 +160,9 @@ func startStoreTLS(t *testing.T, o storenode.Options, config *tls.Config) *testS
 		return err
 	})
 	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("store %d: %v", server.StoreID(), server.Readiness())
+		}
 		if err := s.stop(); err != nil && !t.Failed() {
 			t.Errorf("store: %v", err)
 		}
@@ -157,7 +172,14 @@ func startStoreTLS(t *testing.T, o storenode.Options, config *tls.Config) *testS
 
 func (s *testStore) waitReady() {
 	s.t.Helper()
-	eventually(s.t, 20*time.Second, "store ready", s.server.Ready)
+	eventually(s.t, 30*time.Second, "store ready", func() bool {
+		select {
+		case err := <-s.failed:
+			s.t.Fatalf("the store ended: %v", err)
+		default:
+		}
+		return s.server.Ready()
+	})
 }
 
 func (s *testStore) store() storepb.StoreServiceClient {
