@@ -177,11 +177,16 @@ func (m *Machine) receive(
 		return slice, nil
 	}
 	if errors.Is(err, errImage) || errors.Is(err, sm.ErrSnapshotStopped) {
-		w := &engine.WriteSet{}
-		w.AddGarbage(slice, false)
-		err = errors.Join(err, m.commit(w))
+		err = errors.Join(err, m.discard(slice))
 	}
 	return slice, err
+}
+
+// discard leaves a slice that was received to the collector.
+func (m *Machine) discard(slice engine.Slice) error {
+	w := &engine.WriteSet{}
+	w.AddGarbage(slice, false)
+	return m.commit(w)
 }
 
 func (m *Machine) receiveRows(in *imageReader, slice engine.Slice, stop <-chan struct{}) error {
@@ -217,11 +222,15 @@ func (m *Machine) receiveRows(in *imageReader, slice engine.Slice, stop <-chan s
 	}
 }
 
-// adopt makes a received slice the replica, in one commit.
+// adopt makes a received slice the replica, in one commit. A replica that was
+// removed meanwhile stays so.
 func (m *Machine) adopt(rep *catalog.Replica, h *logpb.ImageHeader, slice engine.Slice) error {
 	rep.Lock()
 	defer rep.Unlock()
 	before := rep.State()
+	if before.Status() == logpb.ReplicaState_REPLICA_STATE_REMOVED {
+		return m.discard(slice) // since the image began
+	}
 	after := adopted(before, h, slice)
 	applied := catalog.Applied{
 		Index:       h.GetAppliedIndex(),

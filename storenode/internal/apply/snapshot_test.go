@@ -406,3 +406,37 @@ func (w *watchedReader) Read(p []byte) (int, error) {
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// TestRemovedWhileReceiving: a removal that is recorded while an image comes in
+// is not undone by it, or an order to destroy the replica would be forgotten.
+func TestRemovedWhileReceiving(t *testing.T) {
+	from, m := filled(t, rand.New(rand.NewPCG(1, 5)), 50)
+	to, lm := learner(t)
+	if err := lm.RecoverFromSnapshot(bytes.NewReader(image(t, m)), nil); err != nil {
+		t.Fatal(err)
+	}
+	a := from.replica(testRangeID).Applied()
+	from.update(m, put(a.Index+1, 1, a.Number+1, 1, a.MaxCommitTS+1, "key005", "again"))
+	img := image(t, m)
+	removed := false
+	r := &watchedReader{r: bytes.NewReader(img), every: len(img) / 2, at: func() {
+		if removed {
+			return
+		}
+		removed = true
+		if err := to.catalog.SetRemoved(testRangeID, 20); err != nil {
+			t.Fatal(err)
+		}
+	}}
+	if err := lm.RecoverFromSnapshot(r, nil); err != nil {
+		t.Fatal(err)
+	}
+	got := to.replica(testRangeID).State()
+	if !removed || got.Status() != logpb.ReplicaState_REPLICA_STATE_REMOVED {
+		t.Errorf("the replica is %s", got.Status())
+	}
+	to.checkLaw2()
+	if g := to.engine.Garbage(); len(g) != 1 || g[0].Receiving {
+		t.Errorf("garbage %v", g)
+	}
+}
