@@ -16,7 +16,7 @@ const (
 	// takes so long, and its answers stand in everybody's budget.
 	debtTimeout = 30 * time.Second
 	// drainDebtTimeout is the same while the store drains.
-	drainDebtTimeout = 500 * time.Millisecond
+	drainDebtTimeout = time.Second
 )
 
 // debt is what a caller owes: since when, 0 for nothing.

@@ -223,6 +223,35 @@ func TestLostRequestsAreForwarded(t *testing.T) {
 	}
 }
 
+// What is applied of a BulkWrite is not sent again: others may have written
+// the same keys since.
+func TestOnlyTheRestOfABulkIsForwarded(t *testing.T) {
+	r := newRig(t, Options{})
+	r.open()
+	r.evaluator.answer = func(*kvpb.Request) *kvpb.Response {
+		return &kvpb.Response{Body: &kvpb.Response_BulkWrite{BulkWrite: &kvpb.BulkWriteResponse{
+			Error: errs.ToProto(errs.NotLeader{RangeID: 1}), AppliedCount: 2, CommitTs: 7,
+		}}}
+	}
+	r.gateway.answer = &kvpb.Response{Body: &kvpb.Response_BulkWrite{
+		BulkWrite: &kvpb.BulkWriteResponse{AppliedCount: 1, CommitTs: 9},
+	}}
+	out, err := r.kv.BulkWrite(t.Context(), &kvpb.BulkWriteRequest{Mutations: []*kvpb.Mutation{
+		{Key: []byte("b")}, {Key: []byte("c")}, {Key: []byte("d")},
+	}})
+	if err != nil || out.GetError() != nil || out.GetAppliedCount() != 3 || out.GetCommitTs() != 9 {
+		t.Fatal(out, err)
+	}
+	if r.gateway.count() != 1 {
+		t.Fatal("not forwarded once")
+	}
+	left := r.gateway.got[0].GetBulkWrite()
+	if len(left.GetMutations()) != 1 || string(left.GetMutations()[0].GetKey()) != "d" ||
+		left.GetHeader().GetRangeId() != 0 {
+		t.Fatal("forwarded:", left)
+	}
+}
+
 // Between two leaders a request waits for the next one instead of wandering
 // off.
 func TestElectionIsWaitedFor(t *testing.T) {

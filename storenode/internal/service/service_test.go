@@ -151,12 +151,17 @@ type fakeGateway struct {
 	mu    sync.Mutex
 	got   []*kvpb.Request
 	scans int
+	// answer, if set, is what it answers.
+	answer *kvpb.Response
 }
 
 func (f *fakeGateway) Do(_ context.Context, r *kvpb.Request) *kvpb.Response {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.got = append(f.got, r)
+	if f.answer != nil {
+		return f.answer
+	}
 	return &kvpb.Response{Body: &kvpb.Response_Get{Get: &kvpb.GetResponse{Token: 99}}}
 }
 

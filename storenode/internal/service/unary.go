@@ -185,12 +185,34 @@ func (s *Service) route(
 			return out
 		}
 		h.RangeId, h.SpanEpoch = 0, 0
+		if done := out.GetBulkWrite(); done.GetAppliedCount() > 0 {
+			return s.forwardRest(ctx, core, request.GetBulkWrite(), done)
+		}
 	}
 	if h.GetForwarded() {
 		return refusal(0, s.stray(core, request))
 	}
 	s.metrics.forwarded.Inc()
 	return core.Gateway.Do(ctx, request)
+}
+
+// forwardRest forwards what is left of a BulkWrite of which done is applied: to
+// send that again could undo what others have written since.
+func (s *Service) forwardRest(
+	ctx context.Context, core *Core, in *kvpb.BulkWriteRequest, done *kvpb.BulkWriteResponse,
+) *kvpb.Response {
+	n := min(done.GetAppliedCount(), uint64(len(in.GetMutations())))
+	s.metrics.forwarded.Inc()
+	out := core.Gateway.Do(ctx, &kvpb.Request{Body: &kvpb.Request_BulkWrite{
+		BulkWrite: &kvpb.BulkWriteRequest{Header: in.GetHeader(), Mutations: in.GetMutations()[n:]},
+	}})
+	rest := out.GetBulkWrite()
+	if rest == nil {
+		rest = &kvpb.BulkWriteResponse{Error: errorOf(out)}
+	}
+	rest.AppliedCount += n
+	rest.CommitTs = max(rest.GetCommitTs(), done.GetCommitTs())
+	return &kvpb.Response{Body: &kvpb.Response_BulkWrite{BulkWrite: rest}}
 }
 
 // electionPatience bounds the wait for a leader of a range that has a replica
