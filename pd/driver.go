@@ -86,6 +86,9 @@ func (d *driver) pass(ctx context.Context, now time.Time) {
 	confirm, cancel := context.WithTimeout(ctx, confirmTimeout)
 	defer cancel()
 	if d.oracle.Confirm(confirm) != nil {
+		d.mu.Lock()
+		d.mu.waiting = "PD's group does not confirm that this node leads"
+		d.mu.Unlock()
 		return
 	}
 	d.topology.PutStores(d.m.Stores(), now)
@@ -193,15 +196,13 @@ func (d *driver) name(ctx context.Context, op *operator.Operator) error {
 func (d *driver) split(r *topology.Range, key []byte) string {
 	op := &operator.Operator{
 		RangeID: r.Range.GetRangeId(), Reason: "split: asked for by hand",
-		Steps: []operator.Step{{Kind: operator.Split, Key: bytes.Clone(key)}},
+		Steps: schedule.SplitSteps(r, bytes.Clone(key)),
 	}
 	switch {
 	case r.Leader.GetStoreId() == 0 || r.Reported.IsZero():
 		return "its leaseholder has not reported yet"
 	case r.Report.GetHasUnbornChildren():
 		return "waits for the birth of a child"
-	case schedule.HasLearners(r):
-		return "waits for a learner to become a voter or to go"
 	}
 	if why := d.operators.Room(op); why != "" {
 		return why

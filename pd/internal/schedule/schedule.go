@@ -4,7 +4,6 @@ package schedule
 
 import (
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/ridgekv/ridge/pd/internal/operator"
@@ -39,7 +38,7 @@ func Check(
 		return drain, why
 	}
 	// A range that cannot be repaired for want of stores may still be divided.
-	if split := checkSplit(v, r); split != nil {
+	if split := checkSplit(v, r, why == ""); split != nil {
 		return split, why
 	}
 	return nil, why
@@ -79,23 +78,32 @@ func checkLeader(v topology.View, r *topology.Range) *operator.Operator {
 	}
 }
 
-// checkSplit wants a range divided that has outgrown the split size.
-func checkSplit(v topology.View, r *topology.Range) *operator.Operator {
+// checkSplit wants a range divided that has outgrown the split size. settled
+// tells that nothing is amiss: learners it has then are spare ones.
+func checkSplit(v topology.View, r *topology.Range, settled bool) *operator.Operator {
 	size := r.Report.GetSizeBytes()
-	if size < v.SplitSizeBytes || r.Report.GetKeyCount() < 2 || HasLearners(r) {
+	steps := SplitSteps(r, nil)
+	if size < v.SplitSizeBytes || r.Report.GetKeyCount() < 2 || len(steps) > 1 && !settled {
 		return nil
 	}
 	return &operator.Operator{
 		RangeID: r.Range.GetRangeId(),
 		Reason:  fmt.Sprintf("split: %d bytes, the limit is %d", size, v.SplitSizeBytes),
-		Steps:   []operator.Step{{Kind: operator.Split}},
+		Steps:   steps,
 	}
 }
 
-// HasLearners reports whether r has members that are no voters: such a range is
-// not divided.
-func HasLearners(r *topology.Range) bool {
-	return slices.ContainsFunc(r.Range.GetReplicas(), func(m *metapb.Replica) bool {
-		return m.GetRole() == metapb.Role_ROLE_LEARNER
-	})
+// SplitSteps divides r at key, or in its middle. A range with learners is not
+// divided, so they go first, and both halves get new ones: else the ranges of a
+// cluster of two stores, which all have one, would grow for ever.
+func SplitSteps(r *topology.Range, key []byte) []operator.Step {
+	var steps []operator.Step
+	for _, m := range r.Range.GetReplicas() {
+		if m.GetRole() == metapb.Role_ROLE_LEARNER {
+			steps = append(steps, operator.Step{
+				Kind: operator.Remove, ReplicaID: m.GetReplicaId(), StoreID: m.GetStoreId(),
+			})
+		}
+	}
+	return append(steps, operator.Step{Kind: operator.Split, Key: key})
 }

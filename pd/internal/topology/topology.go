@@ -329,19 +329,26 @@ func (t *Topology) announceLocked() {
 	t.mu.changed = make(chan struct{})
 }
 
-// TakeDirty returns what changed since the last call, to be persisted.
+// maxDirty bounds one TakeDirty, and so one entry of PD's log.
+const maxDirty = 4096
+
+// TakeDirty returns what changed since the last call, to be persisted: much of
+// it in several calls.
 func (t *Topology) TakeDirty() (ranges []*metapb.Range, dropped []uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for id := range t.mu.dirty {
+		if len(ranges) == maxDirty {
+			break
+		}
 		if r := t.mu.ranges[id]; r != nil {
 			ranges = append(ranges, r.Range)
 		}
+		delete(t.mu.dirty, id)
 	}
 	for id := range t.mu.dropped {
 		dropped = append(dropped, id)
 	}
-	clear(t.mu.dirty)
 	clear(t.mu.dropped)
 	return ranges, dropped
 }

@@ -385,3 +385,63 @@ func TestWords(t *testing.T) {
 		t.Fatalf("words %+v of a replica that is back", topo.Range(2).Words)
 	}
 }
+
+// TestMuchToPersist: a large change is written down in several entries.
+func TestMuchToPersist(t *testing.T) {
+	topo := New(epoch, nil, nil)
+	const n = maxDirty + 100
+	for i := range uint64(n) {
+		topo.Report(report(describe(i+1, 5, 1, fmt.Sprintf("%06d", i), fmt.Sprintf("%06d", i+1), 1), 1),
+			epoch)
+	}
+	seen := map[uint64]bool{}
+	for _, want := range []int{maxDirty, 100, 0} {
+		ranges, dropped := topo.TakeDirty()
+		if len(ranges) != want || len(dropped) != 0 {
+			t.Fatalf("%d ranges, %d dropped, want %d", len(ranges), len(dropped), want)
+		}
+		for _, r := range ranges {
+			seen[r.GetRangeId()] = true
+		}
+	}
+	if len(seen) != n {
+		t.Fatalf("%d ranges of %d", len(seen), n)
+	}
+}
+
+func many(n uint64) *Topology {
+	topo := New(epoch, nil, nil)
+	for i := range n {
+		end := fmt.Sprintf("%06d", i+1)
+		topo.Report(report(describe(i+1, 5, 1, fmt.Sprintf("%06d", i), end, 1, 2, 3), 1), epoch)
+	}
+	return topo
+}
+
+// BenchmarkComplete is the complete list of one store of ten thousand ranges.
+func BenchmarkComplete(b *testing.B) {
+	topo := many(10_000)
+	var list []*pdpb.LocalReplica
+	for i := range uint64(10_000) {
+		list = append(list, &pdpb.LocalReplica{RangeId: i + 1, ReplicaId: 10*(i+1) + 2})
+	}
+	for b.Loop() {
+		topo.HeardReplicas(2, list, true, epoch)
+	}
+}
+
+// BenchmarkPage is what a client asks for at a miss.
+func BenchmarkPage(b *testing.B) {
+	topo := many(10_000)
+	for b.Loop() {
+		topo.List(keys.Span{Start: []byte("002")}, 64)
+	}
+}
+
+// BenchmarkView is the picture of one pass.
+func BenchmarkView(b *testing.B) {
+	topo := many(10_000)
+	for b.Loop() {
+		topo.View(epoch)
+	}
+}
