@@ -212,6 +212,9 @@ func (c *Client) Timestamp(ctx context.Context) (ts.Timestamp, error) {
 	return at, nil
 }
 
+// maxAhead is how far a token may lie ahead of PD. Stores accept no more either.
+const maxAhead = time.Second
+
 // freshTimestamp takes timestamps until one is above what s has seen. A store
 // may be a step ahead of PD, for less than the time of a write.
 func (c *Client) freshTimestamp(ctx context.Context, s *Session) (ts.Timestamp, error) {
@@ -219,6 +222,9 @@ func (c *Client) freshTimestamp(ctx context.Context, s *Session) (ts.Timestamp, 
 		at, err := c.pd.Timestamp(ctx)
 		if err != nil || at > s.Token() {
 			return at, err
+		}
+		if s.Token() > at.Add(maxAhead) {
+			return 0, errs.InvalidArgument{Field: "token", Reason: "lies in the future"}
 		}
 		t := time.NewTimer(time.Millisecond)
 		select {

@@ -250,6 +250,25 @@ func TestBatchGetOfLargeRows(t *testing.T) {
 	}
 }
 
+// A token that nobody can have been given is refused, not waited for.
+func TestTokenFromTheFuture(t *testing.T) {
+	cluster := clustertest.New(t, 1, 1)
+	cluster.Fill("k", 10)
+	cluster.Split("k0005")
+	c := open(t, cluster, client.Options{})
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	future := client.WithSession(client.NewSession(1 << 63))
+	_, err := c.BatchGet(ctx, [][]byte{[]byte("k0000"), []byte("k0009")}, future)
+	if _, ok := errors.AsType[errs.InvalidArgument](err); !ok {
+		t.Error("batch get:", err)
+	}
+	_, err = collect(c.Scan(ctx, keys.All(), future))
+	if _, ok := errors.AsType[errs.InvalidArgument](err); !ok {
+		t.Error("scan:", err)
+	}
+}
+
 // A gateway must not gather gigabytes for a caller that asks for one row often,
 // or for many large ones.
 func TestBatchGetIsBounded(t *testing.T) {

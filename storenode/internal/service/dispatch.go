@@ -233,15 +233,18 @@ func kindOf(request *kvpb.Request) evaluate.Kind {
 	return evaluate.KindUnknown
 }
 
-// defaultTimeout bounds a call that names no bound.
-const defaultTimeout = 10 * time.Second
+const (
+	// defaultTimeout bounds a call that names no bound, maxTimeout any call.
+	defaultTimeout = 10 * time.Second
+	maxTimeout     = time.Minute
+)
 
 // patience cuts ctx to what the caller's header allows, and tells the header
 // what is left.
 func patience(ctx context.Context, h *kvpb.Header) (context.Context, context.CancelFunc) {
 	d := defaultTimeout
 	if ms := h.GetTimeoutMs(); ms != 0 {
-		d = time.Duration(ms) * time.Millisecond
+		d = min(time.Duration(ms)*time.Millisecond, maxTimeout)
 	}
 	if deadline, ok := ctx.Deadline(); ok {
 		d = min(d, time.Until(deadline))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/metadata"
 
@@ -219,6 +220,19 @@ func TestLostRequestsAreForwarded(t *testing.T) {
 		}
 		if forwarded := r.gateway.count() > before; forwarded != c.forward {
 			t.Errorf("%v: forwarded %v", c.err, forwarded)
+		}
+	}
+}
+
+// No caller makes a store work on one call for weeks.
+func TestPatienceIsBounded(t *testing.T) {
+	for _, ms := range []uint32{0, 1, 5000, 1 << 31, 1<<32 - 1} {
+		h := &kvpb.Header{TimeoutMs: ms}
+		ctx, cancel := patience(t.Context(), h)
+		deadline, ok := ctx.Deadline()
+		cancel()
+		if !ok || time.Until(deadline) > maxTimeout || h.GetTimeoutMs() > 60_000 {
+			t.Errorf("%d ms: until %v, header %v", ms, deadline, h)
 		}
 	}
 }
