@@ -1,6 +1,7 @@
 package errs
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -65,5 +66,20 @@ func TestAnUnknownDetailIsNeverResent(t *testing.T) {
 	}
 	if got := FromProto(&kvpb.Error{Applied: kvpb.Applied_APPLIED_NO, Message: "new"}); got != error(Unavailable{Part: "new"}) {
 		t.Fatalf("got %T", got)
+	}
+}
+
+// Whatever else went wrong: what may have happened is never reported as not
+// applied.
+func TestNothingHidesAnUnknownOutcome(t *testing.T) {
+	for _, other := range samples() {
+		for _, err := range []error{
+			errors.Join(other, UnknownOutcome{RangeID: 7}),
+			errors.Join(fmt.Errorf("room: %w", UnknownOutcome{RangeID: 7}), other),
+		} {
+			if got := ToProto(err).GetApplied(); got != kvpb.Applied_APPLIED_UNKNOWN {
+				t.Errorf("with %T: %v", other, got)
+			}
+		}
 	}
 }

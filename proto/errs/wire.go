@@ -24,7 +24,8 @@ func ToProto(err error) *kvpb.Error {
 		return nil
 	}
 	p := &kvpb.Error{Message: err.Error(), Applied: kvpb.Applied_APPLIED_NO}
-	if !setRouting(p, err) && !setRefusal(p, err) {
+	_, open := errors.AsType[UnknownOutcome](err) // a joined error must not hide it
+	if (open || !setRouting(p, err)) && !setRefusal(p, err) {
 		part := "server"
 		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 			part = "deadline"
