@@ -177,7 +177,11 @@ func (m *Machine) receive(
 		return slice, nil
 	}
 	if errors.Is(err, errImage) || errors.Is(err, sm.ErrSnapshotStopped) {
-		err = errors.Join(err, m.discard(slice))
+		// Not joined: Dragonboat does not find ErrSnapshotStopped in a joined
+		// error, and ends the process over any other.
+		if failed := m.discard(slice); failed != nil {
+			return slice, failed
+		}
 	}
 	return slice, err
 }

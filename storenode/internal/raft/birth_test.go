@@ -273,3 +273,58 @@ func TestFirstRangeOwnsItsExtent(t *testing.T) {
 		t.Errorf("extent %d belongs to range 1 and was handed out again", x)
 	}
 }
+
+// heldReader gives nothing before stop is closed.
+type heldReader struct {
+	io.Reader
+	reading chan<- struct{}
+	stop    <-chan struct{}
+}
+
+func (r heldReader) Read(b []byte) (int, error) {
+	select {
+	case r.reading <- struct{}{}:
+	default:
+	}
+	<-r.stop
+	return r.Reader.Read(b)
+}
+
+// holder holds images up until the replica is stopped.
+type holder struct {
+	sm.IOnDiskStateMachine
+	reading chan<- struct{}
+}
+
+func (h holder) RecoverFromSnapshot(r io.Reader, stop <-chan struct{}) error {
+	return h.IOnDiskStateMachine.RecoverFromSnapshot(heldReader{r, h.reading, stop}, stop)
+}
+
+// TestStopWhileReceiving: a store that stops in the middle of an image does so
+// in good order, and gets the image when it is back.
+func TestStopWhileReceiving(t *testing.T) {
+	c := newTestCluster(t, 2)
+	lead, joiner := c.stores[1], c.stores[2]
+	reading := make(chan struct{}, 1)
+	joiner.wrap = func(_, _ uint64, m sm.IOnDiskStateMachine) sm.IOnDiskStateMachine {
+		return holder{m, reading}
+	}
+	lead.start(t)
+	joiner.start(t)
+	lead.bearFirst(t)
+	lead.put(t, 1, "a", "1")
+	must(t, lead.host.AddLearner(testContext(t), 1, 2, 2, lead.config(t, 1)))
+	must(t, joiner.host.CreateLearner(testContext(t), 1, 2))
+	select {
+	case <-reading:
+	case <-time.After(testTimeout):
+		t.Fatal("no image came")
+	}
+	joiner.stop(t)
+	joiner.wrap = nil
+	joiner.start(t)
+	eventually(t, "caught up", func() error { return joiner.host.CaughtUp(testContext(t), 1) })
+	if v, _ := joiner.get(t, 1, "a"); v != "1" {
+		t.Errorf("it has %q", v)
+	}
+}
