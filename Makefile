@@ -18,7 +18,7 @@ RACE    := $(if $(HAVE_CC),-race,)
 
 # UNITS is every package whose tests run inside one process; the packages
 # under tests/ start clusters, so they run after them and one at a time.
-UNITS    = $$(go list ./... | grep -v '^$(MODULE)/tests/')
+UNITS    = $$(go list ./... | grep -v ^$(MODULE)/tests/)
 CLUSTERS = $$(go list ./tests/...)
 
 .PHONY: all build fmt test race unit lint vet gofumpt staticcheck edges proto proto-check \
@@ -39,8 +39,8 @@ test: ## all tests, with the race detector and costly assertions (< 8 min on 2 c
 	@test -n '$(HAVE_CC)' || echo 'no C compiler: running without the race detector' >&2
 	@$(TOOL) gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg \
 		--raw-command -- /bin/bash -c '\
-		go test -json $(RACE) -tags $(TAGS) -timeout 5m '"$(UNITS)"' ; units=$$? ; \
-		go test -json $(RACE) -tags $(TAGS) -timeout 8m -p 1 '"$(CLUSTERS)"' ; \
+		go test -json $(RACE) -tags $(TAGS) -timeout 5m $(UNITS) ; units=$$? ; \
+		go test -json $(RACE) -tags $(TAGS) -timeout 8m -p 1 $(CLUSTERS) ; \
 		exit $$(( units | $$? ))'
 
 unit: ## the tests of one process, without the race detector: quick
