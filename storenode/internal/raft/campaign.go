@@ -34,6 +34,7 @@ const (
 	// (receiveQueueLen): a full queue drops ticks.
 	maxElectionTicks = 60
 
+	orphanAfter    = 300 * time.Millisecond
 	aloneAfter     = 100 * time.Millisecond
 	aloneEvery     = 50 * time.Millisecond
 	birthEvery     = 5 * time.Millisecond
@@ -48,7 +49,7 @@ const (
 )
 
 // births are the children this store campaigns for: those whose parent it led
-// when they started here.
+// when they started here, and in the soft form all others, later.
 type births struct {
 	bell chan struct{}
 	mu   struct {
@@ -67,6 +68,9 @@ type birth struct {
 	// alone: this is no child, but a replica that is the only member, so that
 	// nobody else can lead. It is looked at again before each message.
 	alone bool
+	// patient: another store is expected to campaign. If it has died, time
+	// passes here: the soft form, since the child may well be led by now.
+	patient bool
 }
 
 func newBirths() *births {
@@ -106,11 +110,23 @@ func (b *births) addAlone(rangeID, replicaID uint64) {
 	b.ring()
 }
 
+// addPatient is add for a child that another store should lead.
+func (b *births) addPatient(rangeID, replicaID uint64, rank int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	b.mu.children[rangeID] = &birth{
+		replicaID: replicaID, since: now, patient: true,
+		next: now.Add(time.Duration(rank+1) * orphanAfter),
+	}
+	b.ring()
+}
+
 // hurry makes the next message a reset, because another member has started.
 func (b *births) hurry(rangeID uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if c, ok := b.mu.children[rangeID]; ok {
+	if c, ok := b.mu.children[rangeID]; ok && !c.patient {
 		c.next, c.reset, c.resetEvery = time.Time{}, time.Time{}, birthReset
 		b.ring()
 	}
@@ -239,7 +255,11 @@ func (h *Host) stepBirths(
 			delete(b.mu.children, rangeID)
 			continue
 		}
-		if due {
+		if due && c.patient {
+			out = h.ticksFor(out, r, 2*h.opts.ElectionTicks-1)
+			c.next = now.Add(orphanAfter + rand.N(orphanAfter))
+			h.metrics.injections.inc("birth")
+		} else if due {
 			if !now.Before(c.reset) {
 				// A candidate ignores TimeoutNow. A message of a later term makes
 				// it a follower again; the term rises by two.
@@ -338,6 +358,11 @@ func (h *Host) passTime(
 		return out
 	}
 	h.metrics.injections.inc("death")
+	return h.ticksFor(out, r, n)
+}
+
+// ticksFor lets n ticks pass for a replica.
+func (h *Host) ticksFor(out []pb.Message, r *replica, n int) []pb.Message {
 	tick := h.ticks.Load()
 	for range n {
 		out = append(out, pb.Message{

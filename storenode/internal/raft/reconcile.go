@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/lni/dragonboat/v4"
@@ -151,12 +152,18 @@ func (h *Host) start(ctx context.Context, cr *catalog.Replica) error {
 }
 
 // startedBirth begins the campaign of a child on the store that led its
-// parent, and tells the members.
+// parent, and tells the members. The others wait their turn: that store may die
+// before it comes to it.
 func (h *Host) startedBirth(s *catalog.State) {
 	members := s.PB().GetBirthMembers()
 	parent := s.PB().GetParentRangeId()
 	if len(members) == 1 || h.Leader(parent).Self {
 		h.births.add(s.RangeID(), s.ReplicaID())
+	} else {
+		rank := slices.IndexFunc(members, func(m *metapb.Replica) bool {
+			return m.GetReplicaId() == s.ReplicaID()
+		})
+		h.births.addPatient(s.RangeID(), s.ReplicaID(), rank)
 	}
 	h.hooks.Lock()
 	hooks := h.hooks.births
