@@ -204,11 +204,8 @@ func (m *Machine) receiveRows(in *imageReader, slice engine.Slice, stop <-chan s
 			return err
 		}
 		for _, row := range chunk.GetRows() {
-			if len(row.GetKey()) == 0 || !slice.Span.Contains(row.GetKey()) {
-				return fmt.Errorf("%w: key %s", errImage, keys.Format(row.GetKey()))
-			}
-			if _, ok := logpb.ImageKind_name[int32(row.GetKind())]; !ok || row.GetKind() == 0 {
-				return fmt.Errorf("%w: row of kind %d", errImage, row.GetKind())
+			if err := checkRow(row, slice); err != nil {
+				return err
 			}
 			w.PutImageRow(slice.Extent, row.GetKind(), row.GetKey(), row.GetRow(), row.GetDeleteMark())
 			m.deps.Metrics.received(uint64(len(row.GetKey()) + len(row.GetRow())))
@@ -224,6 +221,23 @@ func (m *Machine) receiveRows(in *imageReader, slice engine.Slice, stop <-chan s
 			return nil
 		}
 	}
+}
+
+// checkRow refuses a row that this store could not own or could not read.
+func checkRow(row *logpb.ImageRow, slice engine.Slice) error {
+	if len(row.GetKey()) == 0 || !slice.Span.Contains(row.GetKey()) {
+		return fmt.Errorf("%w: key %s", errImage, keys.Format(row.GetKey()))
+	}
+	if _, ok := logpb.ImageKind_name[int32(row.GetKind())]; !ok || row.GetKind() == 0 {
+		return fmt.Errorf("%w: row of kind %d", errImage, row.GetKind())
+	}
+	if row.GetKind() != logpb.ImageKind_IMAGE_KIND_DATA {
+		return nil // reserved
+	}
+	if err := engine.CheckImageRow(row.GetRow(), row.GetDeleteMark()); err != nil {
+		return fmt.Errorf("%w: key %s: %w", errImage, keys.Format(row.GetKey()), err)
+	}
+	return nil
 }
 
 // adopt makes a received slice the replica, in one commit. A replica that was

@@ -235,6 +235,31 @@ func TestCrashWhileReceiving(t *testing.T) {
 	}
 }
 
+// TestImageOfUnreadableRows: rows that this store's engine cannot read are not
+// taken over: every scan of the range would fail on them.
+func TestImageOfUnreadableRows(t *testing.T) {
+	_, m := filled(t, rand.New(rand.NewPCG(1, 6)), 10)
+	header, err := newImageReader(bytes.NewReader(image(t, m))).header(testRangeID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var img bytes.Buffer
+	w := newImageWriter(&img, nil, nil)
+	row := engine.VersionRow{
+		Kind: logpb.ImageKind_IMAGE_KIND_DATA, Key: []byte("k"), EncodedRow: []byte{200, 1},
+	}
+	if err := errors.Join(w.header(header), w.row(row), w.end()); err != nil {
+		t.Fatal(err)
+	}
+	to, lm := learner(t)
+	if err := lm.RecoverFromSnapshot(&img, nil); err != nil {
+		t.Fatalf("an error kills the store: %v", err)
+	}
+	if state := to.replica(testRangeID).State(); state.Serving() {
+		t.Errorf("the replica is %s", state.Status())
+	}
+}
+
 // TestBadImages poison the replica; they never return an error.
 func TestBadImages(t *testing.T) {
 	seed := rand.Uint64()
