@@ -177,6 +177,12 @@ func checkLoadAndDump(t *testing.T, c *harness.Cluster) {
 	if string(got) != b.String() {
 		t.Errorf("the dump differs: %d bytes, want %d", len(got), b.Len())
 	}
+	c.Run(t, 1, "dump", filepath.Join(dir, "missing", "x"))
+	points, err := c.PD().GetSafePoint(t.Context())
+	harness.Must(t, err)
+	if len(points.GetHolds()) > 0 {
+		t.Errorf("dumps that have ended hold the history: %v", points.GetHolds())
+	}
 	resume := filepath.Join(dir, "progress")
 	harness.Must(t, os.WriteFile(in, []byte("{\"key\":\"l2/a\",\"value\":\"1\"}\n{\"key\":\"l2/b\",\"va"), 0o600))
 	contains(t, c.Run(t, 1, "load", in, "--resume", resume), "line 2", "cut off")

@@ -100,6 +100,11 @@ func (d *dumper) run(ctx context.Context, stdout io.Writer, span keys.Span) (err
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if err == nil || d.resume == "" { // nobody comes back for this moment
+			d.release(ctx)
+		}
+	}()
 	next, err := base64.StdEncoding.DecodeString(d.at.Next)
 	if err != nil {
 		return fmt.Errorf("--resume %s: %w", d.resume, err)
@@ -109,14 +114,13 @@ func (d *dumper) run(ctx context.Context, stdout io.Writer, span keys.Span) (err
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, closeOut()) }()
-
 	ctx, cancel := context.WithCancelCause(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel(nil)
 	wg.Go(func() { d.renew(ctx, cancel) })
-	if err := d.copy(ctx, out, span); err != nil {
+	// The progress file goes last: what cannot be flushed is not there.
+	if err := errors.Join(d.copy(ctx, out, span), closeOut()); err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = errors.Join(cause, err)
 		}
@@ -126,13 +130,18 @@ func (d *dumper) run(ctx context.Context, stdout io.Writer, span keys.Span) (err
 		}
 		return err
 	}
-	release, done := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer done()
-	_ = d.kv.PD().ReleaseHold(release, d.at.HoldID) // it would expire by itself
 	if d.resume == "" {
 		return nil
 	}
 	return os.Remove(d.resume)
+}
+
+// release gives the history of the dump free. Without PD the hold expires by
+// itself.
+func (d *dumper) release(ctx context.Context) {
+	ctx, done := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer done()
+	_ = d.kv.PD().ReleaseHold(ctx, d.at.HoldID)
 }
 
 // start reads the resume file or begins a new dump: hold first, read second.
