@@ -97,6 +97,8 @@ var (
 	ErrNotFound = errors.New("raft: no such replica runs here")
 	// ErrNotLeader: the replica here does not lead the range.
 	ErrNotLeader = errors.New("raft: this replica does not lead")
+	// ErrSilent: the store of the replica is not heard.
+	ErrSilent = errors.New("raft: the store of the replica is silent")
 	// ErrConfigMoved: the members have changed since the caller looked.
 	ErrConfigMoved = errors.New("raft: the members have changed")
 	// ErrUnborn: the members of a range must not change until its children

@@ -183,7 +183,8 @@ func (h *Host) tryChange(ctx context.Context, rangeID uint64, c memberChange) er
 
 // TransferLeader hands leadership to a voter and waits until it leads. It
 // asks again as long as ctx lasts: a target that has entries to apply ignores
-// the call.
+// the call. It does not ask for a target whose store is silent: Raft takes no
+// proposals for an election timeout each time it waits for one.
 func (h *Host) TransferLeader(ctx context.Context, rangeID, replicaID uint64) error {
 	r, ok := h.replica(rangeID)
 	if !ok {
@@ -196,6 +197,10 @@ func (h *Host) TransferLeader(ctx context.Context, rangeID, replicaID uint64) er
 			return nil
 		}
 		if l.Self {
+			if h.silentReplica(r, replicaID) {
+				return fmt.Errorf("raft: transfer range %d to replica %d: %w",
+					rangeID, replicaID, ErrSilent)
+			}
 			err := h.call(func() error { return h.nh.RequestLeaderTransfer(rangeID, replicaID) })
 			if err != nil && !errors.Is(err, dragonboat.ErrSystemBusy) {
 				return fmt.Errorf("raft: transfer range %d: %w", rangeID, err)
@@ -216,6 +221,13 @@ func (h *Host) TransferLeader(ctx context.Context, rangeID, replicaID uint64) er
 				rangeID, replicaID, l.ReplicaID, ErrNotLeader)
 		}
 	}
+}
+
+// silentReplica reports whether the store of a member is not heard.
+func (h *Host) silentReplica(r *replica, replicaID uint64) bool {
+	m, ok := r.members.Load().find(replicaID)
+	_, silent := h.deaths.silent()[m.GetStoreId()]
+	return ok && silent
 }
 
 // CaughtUp succeeds when the replica here can answer a read of its own. It is
