@@ -1,6 +1,7 @@
 package evaluate
 
 import (
+	"errors"
 	"time"
 
 	logpb "github.com/ridgekv/ridge/proto/ridge/log/v1"
@@ -45,6 +46,10 @@ func (w *worker) acquireReturned(now time.Time, o raft.Outcome) {
 		if o.Code == apply.ResultApplied {
 			return
 		}
+	}
+	if errors.Is(o.Err, raft.ErrNotProposed) {
+		// It cost nothing, and a transfer that failed may be over any moment.
+		w.acquire.backoff = min(w.acquire.backoff, w.ev.timing.acquireRefused)
 	}
 	w.acquire.next = now.Add(w.acquire.backoff)
 	w.acquire.backoff = min(2*w.acquire.backoff, w.ev.timing.acquireBackoffMax)

@@ -76,8 +76,10 @@ type timing struct {
 	boundStep time.Duration
 	// tick is how often a worker with something to wait for looks around.
 	tick time.Duration
-	// acquireBackoffMin and Max space tries to get the lease.
+	// acquireBackoffMin and Max space tries to get the lease; after a definite
+	// refusal by Raft acquireRefused is the longest pause.
 	acquireBackoffMin, acquireBackoffMax time.Duration
+	acquireRefused                       time.Duration
 	// rest is how long PrepareTransfer stops evaluation.
 	rest time.Duration
 	// look is how often all ranges are looked at, for removed replicas and
@@ -96,6 +98,7 @@ func defaultTiming() timing {
 		undecided: 5 * time.Second, tries: 3,
 		boundStep: time.Second, tick: 20 * time.Millisecond,
 		acquireBackoffMin: 20 * time.Millisecond, acquireBackoffMax: time.Second,
-		rest: time.Second, look: time.Second, stall: 250 * time.Millisecond, oracle: time.Second,
+		acquireRefused: 160 * time.Millisecond,
+		rest:           time.Second, look: time.Second, stall: 250 * time.Millisecond, oracle: time.Second,
 	}
 }
