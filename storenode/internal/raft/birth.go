@@ -110,11 +110,6 @@ func (h *Host) CreateLearner(ctx context.Context, rangeID, replicaID uint64) err
 		return fmt.Errorf("raft: create replica %d of range %d: this store holds replica %d",
 			replicaID, rangeID, cr.State().ReplicaID())
 	}
-	// The record must outlive a power failure before there is a log: an orphan
-	// log would have nobody to remove it.
-	if err := h.engine.Flush(ctx); err != nil {
-		return fmt.Errorf("raft: create replica %d of range %d: %w", replicaID, rangeID, err)
-	}
 	h.catalog.Ring()
 	return h.untilRunning(ctx, rangeID, replicaID)
 }

@@ -9,6 +9,9 @@ import (
 
 	sm "github.com/lni/dragonboat/v4/statemachine"
 
+	logpb "github.com/ridgekv/ridge/proto/ridge/log/v1"
+	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
+	"github.com/ridgekv/ridge/storenode/internal/catalog"
 	"github.com/ridgekv/ridge/storenode/internal/engine"
 )
 
@@ -326,5 +329,41 @@ func TestStopWhileReceiving(t *testing.T) {
 	eventually(t, "caught up", func() error { return joiner.host.CaughtUp(testContext(t), 1) })
 	if v, _ := joiner.get(t, 1, "a"); v != "1" {
 		t.Errorf("it has %q", v)
+	}
+}
+
+// TestLearnerIsFlushedFirst: the reconciler may look between the commit and the
+// flush of CreateLearner. It does not start what a power loss could forget.
+func TestLearnerIsFlushedFirst(t *testing.T) {
+	c := newTestCluster(t, 2)
+	lead, joiner := c.stores[1], c.stores[2]
+	created := make(chan error, 1)
+	joiner.wrap = func(_, _ uint64, m sm.IOnDiskStateMachine) sm.IOnDiskStateMachine {
+		var err error
+		if f, v := joiner.engine.Flushed(), joiner.engine.Visible(); f < v {
+			err = fmt.Errorf("flushed %d of %d", f, v)
+		}
+		select {
+		case created <- err:
+		default:
+		}
+		return m
+	}
+	lead.start(t)
+	joiner.start(t)
+	lead.bearFirst(t)
+	must(t, lead.host.AddLearner(testContext(t), 1, 2, 2, lead.config(t, 1)))
+	must(t, joiner.catalog.Create(catalog.NewState(&logpb.RangeState{
+		RangeId: 1, Span: &metapb.Span{}, ReplicaId: 2, Role: metapb.Role_ROLE_LEARNER,
+		State: logpb.ReplicaState_REPLICA_STATE_JOINING,
+	}), catalog.Applied{}))
+	joiner.catalog.Ring()
+	select {
+	case err := <-created:
+		if err != nil {
+			t.Errorf("the learner was started too early: %v", err)
+		}
+	case <-time.After(testTimeout):
+		t.Fatal("the learner was not started")
 	}
 }

@@ -122,6 +122,13 @@ func (h *Host) start(ctx context.Context, cr *catalog.Replica) error {
 			return err
 		}
 	}
+	if s.Status() == logpb.ReplicaState_REPLICA_STATE_JOINING {
+		// The record must outlive a power failure before there is a log: an
+		// orphan log would have nobody to remove it.
+		if err := h.engine.Flush(ctx); err != nil {
+			return fmt.Errorf("raft: start range %d replica %d: %w", rangeID, replicaID, err)
+		}
+	}
 	logIndex, err := h.preflight(s, applied.Index)
 	if err != nil {
 		return err
