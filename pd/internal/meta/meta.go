@@ -75,6 +75,22 @@ type Meta struct {
 	close sync.Once
 }
 
+// remedy says what is wrong with a directory that Dragonboat refuses; its errors
+// are in an internal package.
+func remedy(err error) string {
+	switch err.Error() {
+	case "hostname changed":
+		return ": the directory belongs to a host of another name, and its paths contain the name: " +
+			"give this host its old name (a container: set its hostname)"
+	case "deployment ID changed":
+		return ": the directory belongs to another member of PD, or to one with other members: " +
+			"member id and members must be what they were at its first start"
+	case "not the owner of the data directory":
+		return ": the directory belongs to a PD with another Raft address: a member keeps its own"
+	}
+	return ""
+}
+
 // Open starts the member. Close must be called.
 func Open(o Options) (*Meta, error) {
 	machine := newMachine()
@@ -84,7 +100,7 @@ func Open(o Options) (*Meta, error) {
 	}
 	host, err := dragonboat.NewNodeHost(m.hostConfig())
 	if err != nil {
-		return nil, fmt.Errorf("meta: open %s: %w", o.Dir, err)
+		return nil, fmt.Errorf("meta: open %s: %w%s", o.Dir, err, remedy(err))
 	}
 	m.host = host
 	create := func(uint64, uint64) sm.IConcurrentStateMachine { return machine }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -139,5 +140,29 @@ func TestClockAnswers(t *testing.T) {
 	got := m.clockAnswers()
 	if len(got) != 1 || got[3] < time.Hour {
 		t.Fatalf("answers %v", got)
+	}
+}
+
+// TestDirectoryOfAnotherMember: a directory that is not this member's is
+// refused, in words that tell why, and stays what it was.
+func TestDirectoryOfAnotherMember(t *testing.T) {
+	dir, address, other := t.TempDir(), freeAddress(t), freeAddress(t)
+	m := open(t, dir, address)
+	id := m.ClusterID()
+	m.Close()
+	for want, members := range map[string]map[uint64]string{
+		"another member of PD": {1: address, 2: other, 3: freeAddress(t)},
+		"another Raft address": {1: other},
+	} {
+		_, err := Open(Options{
+			Dir: dir, MemberID: 1, Members: members, ListenAddress: members[1],
+			Tick: 10 * time.Millisecond, Logger: slog.New(slog.DiscardHandler),
+		})
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+	if m = open(t, dir, address); m.ClusterID() != id {
+		t.Errorf("cluster %d, it was %d", m.ClusterID(), id)
 	}
 }

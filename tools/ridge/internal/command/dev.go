@@ -85,7 +85,7 @@ func runDev(cmd *cobra.Command, v config.Values) error {
 		v: v, dir: v.String("dir"), logger: newLogger(cmd, v),
 		registry: telemetry.NewRegistry(Version),
 	}
-	release, err := serve.Lock(d.dir)
+	release, err := serve.Lock(d.dir, "dev")
 	if err != nil {
 		return err
 	}
@@ -114,7 +114,7 @@ func runDev(cmd *cobra.Command, v config.Values) error {
 	out := cmd.OutOrStdout()
 	fmt.Fprintf(out, "pd       grpc %s\n", d.layout.PD.GRPC)
 	for i, s := range d.layout.Stores {
-		fmt.Fprintf(out, "store %d  grpc %s  raft %s\n", i+1, s.GRPC, s.Raft)
+		fmt.Fprintf(out, "store-%d  grpc %s  raft %s\n", i+1, s.GRPC, s.Raft)
 	}
 	fmt.Fprintf(out, "metrics  http://%s/metrics\ndata     %s\n", d.layout.HTTP, d.dir)
 	p := process{

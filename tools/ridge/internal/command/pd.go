@@ -58,7 +58,7 @@ func runPD(cmd *cobra.Command, v config.Values) error {
 	if err != nil {
 		return usageError{err}
 	}
-	release, err := serve.Lock(options.Dir)
+	release, err := serve.Lock(options.Dir, "pd")
 	if err != nil {
 		return err
 	}

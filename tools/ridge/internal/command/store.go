@@ -49,7 +49,7 @@ func runStore(cmd *cobra.Command, v config.Values) error {
 	if err != nil {
 		return usageError{err}
 	}
-	release, err := serve.Lock(options.Dir)
+	release, err := serve.Lock(options.Dir, "store")
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package serve
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -35,9 +36,10 @@ func Probe(what, setting, address string) error {
 	return l.Close()
 }
 
-// Lock makes sure that one process at a time uses dir, creating it. The lock
-// goes away with the process, however it ends.
-func Lock(dir string) (release func(), err error) {
+// Lock makes sure that one process at a time uses dir, creating it, and that all
+// of them are of one kind: "pd", "store" or "dev". The lock goes away with the
+// process, however it ends.
+func Lock(dir, kind string) (release func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("directory: %w", err)
 	}
@@ -55,8 +57,32 @@ func Lock(dir string) (release func(), err error) {
 		return nil, fmt.Errorf("directory %s is in use by another process (pid %s): two processes on "+
 			"one directory would destroy it", dir, strings.TrimSpace(string(holder[:n])))
 	}
+	if err := claim(dir, kind); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
 	if err := f.Truncate(0); err == nil {
 		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
 	return func() { _ = f.Close() }, nil
+}
+
+// claim refuses a directory of another kind: a wrong --dir would mix up both.
+func claim(dir, kind string) error {
+	path := filepath.Join(dir, "KIND")
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.WriteFile(path, []byte(kind+"\n"), 0o600); err != nil {
+			return fmt.Errorf("directory: %w", err)
+		}
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("directory: %w", err)
+	}
+	if have := strings.TrimSpace(string(b)); have != "" && have != kind {
+		return fmt.Errorf("directory %s belongs to `ridge %s`: `ridge %s` needs one of its own, "+
+			"choose it with --dir", dir, have, kind)
+	}
+	return nil
 }

@@ -141,17 +141,25 @@ func TestPortInUse(t *testing.T) {
 
 func TestLock(t *testing.T) {
 	dir := t.TempDir() + "/store"
-	release, err := Lock(dir)
+	release, err := Lock(dir, "store")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Lock(dir); err == nil || !strings.Contains(err.Error(), "in use by another process") {
+	if _, err := Lock(dir, "store"); err == nil || !strings.Contains(err.Error(), "in use by another process") {
 		t.Errorf("a second lock: %v", err)
 	}
 	release()
-	release, err = Lock(dir)
+	release, err = Lock(dir, "store")
 	if err != nil {
 		t.Fatalf("after release: %v", err)
+	}
+	release()
+	if _, err := Lock(dir, "pd"); err == nil || !strings.Contains(err.Error(), "belongs to `ridge store`") {
+		t.Errorf("a PD in the directory of a store: %v", err)
+	}
+	release, err = Lock(dir, "store")
+	if err != nil {
+		t.Fatalf("after the refusal: %v", err)
 	}
 	release()
 }
