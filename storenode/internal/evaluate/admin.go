@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,7 +32,8 @@ func newJob(drained bool) *job { return &job{drained: drained, done: make(chan e
 
 func (j *job) finish(err error) { j.once.Do(func() { j.done <- err }) }
 
-// do runs a job. When ctx ends first its outcome is unknown.
+// do runs a job. When ctx ends first, a job that has not begun never does; of
+// any other the outcome is unknown.
 func (w *worker) do(ctx context.Context, j *job) error {
 	w.mu.Lock()
 	closed := w.mu.closed
@@ -47,8 +49,22 @@ func (w *worker) do(ctx context.Context, j *job) error {
 	case err := <-j.done:
 		return err
 	case <-ctx.Done():
+		if w.forget(j) {
+			return errs.Busy{Reason: "range jobs", RetryAfter: time.Second}
+		}
 		return errs.UnknownOutcome{RangeID: w.rangeID}
 	}
+}
+
+// forget takes a job out of the line. It reports false when the job has begun.
+func (w *worker) forget(j *job) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	i := slices.Index(w.mu.jobs, j)
+	if i >= 0 {
+		w.mu.jobs = slices.Delete(w.mu.jobs, i, i+1)
+	}
+	return i >= 0
 }
 
 // jobWaits reports whether a job wants the pipeline empty.
