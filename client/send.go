@@ -14,6 +14,7 @@ import (
 	"github.com/ridgekv/ridge/client/internal/route"
 	"github.com/ridgekv/ridge/client/internal/stream"
 	"github.com/ridgekv/ridge/proto/errs"
+	"github.com/ridgekv/ridge/proto/keys"
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
 	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 )
@@ -87,12 +88,20 @@ func (c *Client) single(ctx context.Context, q request) (*kvpb.Response, error) 
 	}
 }
 
-// locate looks key up and books the time to PD.
+// locate looks key up and books the time to PD. Right after a split it may have
+// to wait until PD knows the half that no store has told of.
 func (c *Client) locate(ctx context.Context, log *retry.Log, key []byte) (*route.Route, error) {
 	if rt := c.routes.Find(key); rt != nil {
 		return rt, nil
 	}
 	rt, err := c.routes.Locate(ctx, key)
+	for errors.Is(err, route.ErrGap) {
+		cause := retry.Cause{Kind: retry.NoRange, Where: "the range of " + keys.Format(key)}
+		if err := log.Wait(ctx, cause, 0, err); err != nil {
+			return nil, err
+		}
+		rt, err = c.routes.Locate(ctx, key)
+	}
 	if err == nil && c.pd.ClusterID() == 0 {
 		// Stores refuse those who do not know whom they speak to.
 		_, err = c.pd.Members(ctx)

@@ -27,6 +27,10 @@ type Source interface {
 // that follow it.
 const prefetch = 64
 
+// ErrGap tells that PD's newest answer does not cover the key: a store has told
+// of a split before PD has heard of it. It passes by itself.
+var ErrGap = errors.New("route: in a gap")
+
 // Locator finds routes: from the cache, else from PD, with one question for
 // all that miss at the same place.
 type Locator struct {
@@ -70,7 +74,7 @@ func (l *Locator) Locate(ctx context.Context, key []byte) (*Route, error) {
 	if r := l.Find(key); r != nil {
 		return r, nil
 	}
-	return nil, errs.Unavailable{Part: "route of " + keys.Format(key)}
+	return nil, fmt.Errorf("%w: %w", ErrGap, errs.Unavailable{Part: "route of " + keys.Format(key)})
 }
 
 // Refresh asks PD about key although the cache may know it. What is known
