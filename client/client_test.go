@@ -6,16 +6,19 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/ridgekv/ridge/client"
 	"github.com/ridgekv/ridge/client/internal/clustertest"
 	"github.com/ridgekv/ridge/proto/errs"
 	"github.com/ridgekv/ridge/proto/keys"
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
+	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	"github.com/ridgekv/ridge/proto/ts"
 )
 
@@ -177,6 +180,51 @@ func TestFollowsSplitsAndMoves(t *testing.T) {
 	r, err := c.Route(t.Context(), []byte("z"))
 	if err != nil || r.GetLeader().GetStoreId() != 4 {
 		t.Fatalf("got %v, %v", r, err)
+	}
+}
+
+// TestWaitsInTheGapAfterASplit: a store has told of the parent's new span and
+// PD does not know the child yet. The call waits; it does not give up.
+func TestWaitsInTheGapAfterASplit(t *testing.T) {
+	cluster := clustertest.New(t, 1, 1)
+	c := open(t, cluster, client.Options{})
+	put(t, c, "z", "0")
+	cluster.FreezeRoutes()
+	cluster.Split("m")
+	r, err := c.Route(t.Context(), []byte("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent := proto.CloneOf(r.GetRange())
+	parent.Span.End, parent.Epoch.Span = []byte("m"), parent.GetEpoch().GetSpan()+1
+	var asked atomic.Int64
+	cluster.Stores[0].Hook(func(*kvpb.Request) *clustertest.Script {
+		if asked.Add(1) > 1 {
+			return nil
+		}
+		return &clustertest.Script{Answer: errs.ToProto(errs.EpochMismatch{
+			RangeID: r.GetRange().GetRangeId(), Current: []*metapb.Range{parent},
+		})}
+	})
+	calls := cluster.PDs[0].Calls.Load()
+	got := make(chan error, 1)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		_, _, err := c.Get(t.Context(), []byte("z"))
+		got <- err
+	})
+	// Long after four questions, which were once all that were asked.
+	for cluster.PDs[0].Calls.Load() < calls+8 {
+		select {
+		case err := <-got:
+			t.Fatalf("gave up: %v", err)
+		case <-time.After(time.Millisecond):
+		}
+	}
+	cluster.ThawRoutes()
+	if err := <-got; err != nil {
+		t.Fatal(err)
 	}
 }
 
