@@ -98,7 +98,7 @@ func defaultTiming() timing {
 		undecided: 5 * time.Second, tries: 3,
 		boundStep: time.Second, tick: 20 * time.Millisecond,
 		acquireBackoffMin: 20 * time.Millisecond, acquireBackoffMax: time.Second,
-		acquireRefused: 160 * time.Millisecond,
-		rest:           time.Second, look: time.Second, stall: 250 * time.Millisecond, oracle: time.Second,
+		acquireRefused: 160 * time.Millisecond, rest: time.Second, look: time.Second,
+		stall: 250 * time.Millisecond, oracle: time.Second,
 	}
 }
