@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
 
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
@@ -172,5 +173,31 @@ func TestTLSFiles(t *testing.T) {
 		if _, err := f.Client(); err == nil {
 			t.Errorf("%v is accepted", f)
 		}
+	}
+}
+
+// TestReflection: a caller without our protos learns what is served.
+func TestReflection(t *testing.T) {
+	conn := start(t, func() error { return nil })
+	stream, err := reflectionpb.NewServerReflectionClient(conn).ServerReflectionInfo(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := &reflectionpb.ServerReflectionRequest{
+		MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{},
+	}
+	if err := stream.Send(ask); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]bool{}
+	for _, s := range answer.GetListServicesResponse().GetService() {
+		names[s.GetName()] = true
+	}
+	if !names["ridge.kv.v1.KVService"] || !names["grpc.health.v1.Health"] {
+		t.Errorf("listed: %v", names)
 	}
 }
