@@ -17,7 +17,8 @@ HAVE_CC := $(shell command -v $$(go env CC) >/dev/null 2>&1 && echo yes)
 RACE    := $(if $(HAVE_CC),-race,)
 
 # UNITS is every package whose tests run inside one process; the packages
-# under tests/ start clusters, so they run after them and one at a time.
+# under tests/ start clusters, so they run after them and one at a time, and
+# never from Go's cache: it does not know what binary they have started.
 UNITS    = $$(go list ./... | grep -v ^$(MODULE)/tests/)
 CLUSTERS = $$(go list ./tests/...)
 
@@ -40,7 +41,7 @@ test: ## all tests, with the race detector and costly assertions (< 8 min on 2 c
 	@$(TOOL) gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg \
 		--raw-command -- /bin/bash -c '\
 		go test -json $(RACE) -tags $(TAGS) -timeout 5m $(UNITS) ; units=$$? ; \
-		go test -json $(RACE) -tags $(TAGS) -timeout 8m -p 1 $(CLUSTERS) ; \
+		go test -json $(RACE) -tags $(TAGS) -count=1 -timeout 8m -p 1 $(CLUSTERS) ; \
 		exit $$(( units | $$? ))'
 
 unit: ## the tests of one process, without the race detector: quick
