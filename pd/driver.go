@@ -92,6 +92,7 @@ func (d *driver) pass(ctx context.Context, now time.Time) {
 		return
 	}
 	d.topology.PutStores(d.m.Stores(), now)
+	d.operators.SetLimits(d.s.limitsOf(d.m.Config()))
 	v := d.view(now)
 	waiting := d.whyWait(v, now)
 	var verdicts []*pdpb.Verdict
@@ -110,12 +111,26 @@ func (d *driver) pass(ctx context.Context, now time.Time) {
 	d.measure(v, len(verdicts), time.Since(now))
 }
 
+// limitsOf is what bounds the operators.
+func (s *Server) limitsOf(c *pdpb.ClusterConfig) operator.Limits {
+	return operator.Limits{
+		StoreMoves: int(c.GetStoreMoves()), LeaderTransfers: int(c.GetLeaderTransfers()),
+		Splits: maxSplits, Operators: maxOperators, StepTimeout: s.o.OperatorTimeout,
+		ImageBytesPerSecond: c.GetImageBytesPerSecond(),
+	}
+}
+
 func (d *driver) view(now time.Time) topology.View {
 	v := d.topology.View(now)
 	v.DownAfter = d.s.o.StoreDownAfter
 	v.SilentAfter = silentHeartbeats * d.s.o.StoreHeartbeat
 	v.MissingAfter, v.StaleAfter = missingAfter, max(d.s.o.StoreDownAfter, time.Minute)
-	v.Replicas, v.SplitSizeBytes = d.s.o.Replicas, d.s.o.SplitSizeBytes
+	c := d.m.Config()
+	v.Replicas, v.SplitSizeBytes = int(c.GetReplicas()), c.GetSplitSizeBytes()
+	v.SplitLoadOps, v.LocationLabels = c.GetSplitLoadOps(), c.GetLocationLabels()
+	v.HighWaterPercent = int(c.GetHighWaterPercent())
+	v.TolerancePercent = int(c.GetTolerancePercent())
+	v.Rules = d.m.Rules()
 	return v
 }
 
@@ -134,40 +149,44 @@ func (d *driver) whyWait(v topology.View, now time.Time) string {
 	return fmt.Sprintf("%d of %d ranges have reported since this PD leads", reported, len(v.Ranges))
 }
 
-// plan asks the checkers about every range and admits what they want.
+// plan asks the planners and begins what they want.
 func (d *driver) plan(ctx context.Context, v topology.View, now time.Time) []*pdpb.Verdict {
-	var verdicts []*pdpb.Verdict
-	load, target := schedule.Load{}, schedule.TargetOf(v)
-	for _, r := range v.Ranges {
-		id := r.Range.GetRangeId()
-		if d.operators.Busy(id) {
-			continue
+	plan := schedule.Schedule(v, d.operators.Flight())
+	verdicts := make([]*pdpb.Verdict, 0, min(len(plan.Verdicts), maxVerdicts))
+	say := func(w schedule.Verdict) {
+		if len(verdicts) < maxVerdicts {
+			verdicts = append(verdicts, &pdpb.Verdict{
+				RangeId: w.RangeID, StoreId: w.StoreID, By: w.By, Reason: w.Reason, Remedy: w.Remedy,
+			})
 		}
-		op, why := schedule.Check(v, r, target, load)
-		if op != nil {
-			why = d.admit(ctx, op, r, now)
-		}
-		if why != "" && len(verdicts) < maxVerdicts {
-			verdicts = append(verdicts, &pdpb.Verdict{RangeId: id, Reason: why})
+	}
+	for _, w := range plan.Verdicts {
+		say(w)
+	}
+	for _, op := range plan.Operators {
+		if why := d.admit(ctx, op, now); why != "" {
+			say(schedule.Verdict{RangeID: op.RangeID, By: op.By, Reason: why})
 		}
 	}
 	return verdicts
 }
 
 // admit gives the operator its ids and begins it; else it says why not.
-func (d *driver) admit(
-	ctx context.Context, op *operator.Operator, r *topology.Range, now time.Time,
-) string {
+func (d *driver) admit(ctx context.Context, op *operator.Operator, now time.Time) string {
 	if why := d.operators.Room(op); why != "" {
 		return why
 	}
 	if err := d.name(ctx, op); err != nil {
 		return err.Error()
 	}
+	r := d.topology.Range(op.RangeID)
+	if r == nil {
+		return "the range is gone"
+	}
 	if err := d.operators.Admit(op, r, now); err != nil {
 		return err.Error()
 	}
-	d.s.o.Logger.Info("operator begins", "range", op.RangeID, "op", op.String())
+	d.s.o.Logger.Info("operator begins", "range", op.RangeID, "by", op.By, "op", op.String())
 	return ""
 }
 
@@ -195,7 +214,8 @@ func (d *driver) name(ctx context.Context, op *operator.Operator) error {
 // split admits a manual split; it says why not, or nothing.
 func (d *driver) split(r *topology.Range, key []byte) string {
 	op := &operator.Operator{
-		RangeID: r.Range.GetRangeId(), Reason: "split: asked for by hand",
+		RangeID: r.Range.GetRangeId(), By: schedule.ByHand, Priority: operator.ByHand,
+		Reason: "split: asked for by hand", Leader: r.Leader.GetStoreId(),
 		Steps: schedule.SplitSteps(r, bytes.Clone(key)),
 	}
 	switch {

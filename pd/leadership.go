@@ -153,10 +153,7 @@ func (l *leadership) lead(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	d := newDriver(l.s, l.m, topology.New(time.Now(), l.m.Stores(), l.m.Ranges()),
-		operator.NewController(operator.Limits{
-			StoreImages: l.s.o.StoreImages, StepTimeout: l.s.o.OperatorTimeout,
-			Splits: maxSplits, Operators: maxOperators,
-		}, oracle.Epoch()<<32), oracle)
+		operator.NewController(l.s.limitsOf(l.m.Config()), oracle.Epoch()<<32), oracle)
 	l.s.service.Lead(d.leading(ctx))
 	l.s.metrics.leads.Set(1)
 	l.s.o.Logger.Info("this PD leads", "member", l.s.o.MemberID, "epoch", oracle.Epoch())
@@ -181,6 +178,11 @@ func (l *leadership) agreeOnCluster(ctx context.Context) error {
 		Replicas: uint32(l.s.o.Replicas), SplitSizeBytes: l.s.o.SplitSizeBytes,
 		StoreHeartbeatMs: uint64(l.s.o.StoreHeartbeat.Milliseconds()),
 		RetentionMs:      uint64(l.s.o.Retention.Milliseconds()),
+		LocationLabels:   l.s.o.LocationLabels, StoreMoves: uint32(l.s.o.StoreMoves),
+		LeaderTransfers:     uint32(l.s.o.LeaderTransfers),
+		ImageBytesPerSecond: l.s.o.ImageBytesPerSecond, SplitLoadOps: l.s.o.SplitLoadOps,
+		HighWaterPercent: uint32(l.s.o.HighWaterPercent),
+		TolerancePercent: uint32(l.s.o.TolerancePercent),
 	}
 	commands := []*pdpb.Command{
 		{Command: &pdpb.Command_InitCluster{

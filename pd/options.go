@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"time"
+	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -52,13 +53,32 @@ type Options struct {
 	// lead: planning begins when 90 % of the ranges have reported or when it
 	// has passed. Default 30 s. Shorter plans on an incomplete picture.
 	ScheduleAfter time.Duration
-	// OperatorTimeout is how long one step of a change may take before the
-	// change is given up and planned anew. Default 10 min, the time to copy a
-	// large range.
+	// OperatorTimeout is how long the copying of a replica may take beyond the time
+	// for its bytes, before the change is given up and planned anew. Default 2 min.
+	// All other steps are given up after some 20 s.
 	OperatorTimeout time.Duration
-	// StoreImages bounds how many replicas may be under construction on one
-	// store at a time. Default 4. More is faster and disturbs users more.
-	StoreImages int
+	// StoreMoves bounds how many replicas may be under construction on one store,
+	// and how many one store may be sending, at a time. Default 4. More is faster
+	// and disturbs users more.
+	StoreMoves int
+	// LeaderTransfers bounds how many leaderships one store may give away, and
+	// how many it may take over, at a time. Default 8. Each holds the writes of
+	// its range up for a moment.
+	LeaderTransfers int
+	// ImageBytesPerSecond bounds what a store sends as range images. Default: no
+	// bound. Less disturbs users less and repairs more slowly.
+	ImageBytesPerSecond uint64
+	// LocationLabels are the keys of store labels that name failure domains, the
+	// widest first: zone, rack, host. Default none: every store is one.
+	LocationLabels []string
+	// HighWaterPercent is how full a disk may be to receive replicas. Default 80.
+	HighWaterPercent int
+	// TolerancePercent is how far stores may lie apart, of the mean, before
+	// balancing begins. Default 5. Less moves more data for less.
+	TolerancePercent int
+	// SplitLoadOps is the load, in operations per second, from which a range is
+	// split. Default 0: ranges are split by size alone.
+	SplitLoadOps uint64
 
 	// Version is the version of the binary, shown by Status.
 	Version string
@@ -94,8 +114,11 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.StoreDownAfter, 5*time.Minute)
 	setDefault(&o.Retention, 10*time.Minute)
 	setDefault(&o.ScheduleAfter, 30*time.Second)
-	setDefault(&o.OperatorTimeout, 10*time.Minute)
-	setDefault(&o.StoreImages, 4)
+	setDefault(&o.OperatorTimeout, 2*time.Minute)
+	setDefault(&o.StoreMoves, 4)
+	setDefault(&o.LeaderTransfers, 8)
+	setDefault(&o.HighWaterPercent, 80)
+	setDefault(&o.TolerancePercent, 5)
 	setDefault(&o.Version, "dev")
 	setDefault(&o.Logger, slog.New(slog.DiscardHandler))
 	return o
@@ -148,9 +171,30 @@ func (o Options) Validate() error {
 		"pd: StoreDownAfter %s must be at least 3 StoreHeartbeats of %s (each at least 10ms), "+
 			"or a slow heartbeat looks like death", o.StoreDownAfter, o.StoreHeartbeat)
 	check(o.Retention >= time.Second, "pd: Retention %s is below 1s", o.Retention)
-	check(o.ScheduleAfter > 0 && o.OperatorTimeout > 0 && o.StoreImages > 0,
-		"pd: ScheduleAfter, OperatorTimeout and StoreImages must be positive")
+	check(o.ScheduleAfter > 0 && o.OperatorTimeout > 0,
+		"pd: ScheduleAfter and OperatorTimeout must be positive")
+	o.checkBalance(check)
 	return errors.Join(faults...)
+}
+
+func (o Options) checkBalance(check func(ok bool, format string, args ...any)) {
+	check(o.StoreMoves >= 1 && o.StoreMoves <= 64, "pd: StoreMoves %d is not within 1 and 64",
+		o.StoreMoves)
+	check(o.LeaderTransfers >= 1 && o.LeaderTransfers <= 64,
+		"pd: LeaderTransfers %d is not within 1 and 64", o.LeaderTransfers)
+	check(o.ImageBytesPerSecond == 0 || o.ImageBytesPerSecond >= 64<<10,
+		"pd: ImageBytesPerSecond %d is below 64 KiB: repair would take for ever",
+		o.ImageBytesPerSecond)
+	check(o.HighWaterPercent >= 10 && o.HighWaterPercent <= 100,
+		"pd: HighWaterPercent %d is not within 10 and 100", o.HighWaterPercent)
+	check(o.TolerancePercent >= 1 && o.TolerancePercent <= 100,
+		"pd: TolerancePercent %d is not within 1 and 100", o.TolerancePercent)
+	seen := map[string]bool{}
+	for _, key := range o.LocationLabels {
+		check(key != "" && len(key) <= 64 && utf8.ValidString(key) && !seen[key],
+			"pd: LocationLabels: %q is empty, too long, or given twice", key)
+		seen[key] = true
+	}
 }
 
 func (o Options) checkMembers(check func(ok bool, format string, args ...any)) {

@@ -87,6 +87,18 @@ var calls = map[string]func(
 		r, err := c.SetStoreState(ctx, &pdpb.SetStoreStateRequest{Header: h})
 		return r.GetError(), err
 	},
+	"SetRule": func(ctx context.Context, c pdpb.PDServiceClient, h *pdpb.RequestHeader) (*pdpb.PDError, error) {
+		r, err := c.SetRule(ctx, &pdpb.SetRuleRequest{Header: h})
+		return r.GetError(), err
+	},
+	"DeleteRule": func(ctx context.Context, c pdpb.PDServiceClient, h *pdpb.RequestHeader) (*pdpb.PDError, error) {
+		r, err := c.DeleteRule(ctx, &pdpb.DeleteRuleRequest{Header: h})
+		return r.GetError(), err
+	},
+	"ListRules": func(ctx context.Context, c pdpb.PDServiceClient, h *pdpb.RequestHeader) (*pdpb.PDError, error) {
+		r, err := c.ListRules(ctx, &pdpb.ListRulesRequest{Header: h})
+		return r.GetError(), err
+	},
 	"ListOperators": func(ctx context.Context, c pdpb.PDServiceClient, h *pdpb.RequestHeader) (*pdpb.PDError, error) {
 		r, err := c.ListOperators(ctx, &pdpb.ListOperatorsRequest{Header: h})
 		return r.GetError(), err

@@ -148,6 +148,26 @@ func (c *Client) SetStoreState(
 		&pdpb.SetStoreStateRequest{Header: c.header(), StoreId: storeID, State: state})
 }
 
+// SetRule creates or replaces a placement rule.
+func (c *Client) SetRule(
+	ctx context.Context, rule *pdpb.PlacementRule,
+) (*pdpb.SetRuleResponse, error) {
+	return call(ctx, c, "set rule", toLeader, c.o.TryTimeout,
+		pdpb.PDServiceClient.SetRule, &pdpb.SetRuleRequest{Header: c.header(), Rule: rule})
+}
+
+// DeleteRule removes a placement rule.
+func (c *Client) DeleteRule(ctx context.Context, id string) (*pdpb.DeleteRuleResponse, error) {
+	return call(ctx, c, "delete rule", toLeader, c.o.TryTimeout,
+		pdpb.PDServiceClient.DeleteRule, &pdpb.DeleteRuleRequest{Header: c.header(), Id: id})
+}
+
+// ListRules lists the placement rules.
+func (c *Client) ListRules(ctx context.Context) (*pdpb.ListRulesResponse, error) {
+	return call(ctx, c, "list rules", toLeader, c.o.TryTimeout,
+		pdpb.PDServiceClient.ListRules, &pdpb.ListRulesRequest{Header: c.header()})
+}
+
 // ListOperators returns the changes in flight, and why PD does not make others.
 func (c *Client) ListOperators(ctx context.Context) (*pdpb.ListOperatorsResponse, error) {
 	return call(ctx, c, "list operators", toLeader, c.o.TryTimeout,

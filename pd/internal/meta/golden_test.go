@@ -47,6 +47,17 @@ func golden() []*pdpb.Command {
 		{Command: &pdpb.Command_AnswerClock{
 			AnswerClock: &pdpb.AnswerClock{MemberId: 2, Nonce: 5, WallUnixMs: 1000},
 		}},
+		putRule(&pdpb.PlacementRule{
+			Id: "no disks", Span: &metapb.Span{Start: []byte("a"), End: []byte("m")}, Voters: 1,
+			Constraints: []*pdpb.LabelConstraint{{
+				Key: "disk", Op: pdpb.LabelConstraint_OP_NOT_IN, Values: []string{"hdd", "nvme"},
+			}},
+			LeaderPreference: []*pdpb.LabelConstraint{{
+				Key: "zone", Op: pdpb.LabelConstraint_OP_IN, Values: []string{"z1"},
+			}},
+		}),
+		putRule(rule("gone", "m", "n", 0)),
+		{Command: &pdpb.Command_DropRule{DropRule: &pdpb.DropRule{Id: "gone"}}},
 	}
 }
 

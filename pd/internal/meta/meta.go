@@ -273,6 +273,18 @@ func (m *Meta) Store(id uint64) (*pdpb.StoreRecord, bool) {
 // Ranges lists the remembered descriptors, by id.
 func (m *Meta) Ranges() []*metapb.Range { return m.machine.ranges() }
 
+// Rules lists the placement rules, by id.
+func (m *Meta) Rules() []*pdpb.PlacementRule {
+	m.machine.mu.RLock()
+	defer m.machine.mu.RUnlock()
+	rules := m.machine.mu.state.rules
+	out := make([]*pdpb.PlacementRule, 0, len(rules))
+	for _, id := range slices.Sorted(maps.Keys(rules)) {
+		out = append(out, rules[id])
+	}
+	return out
+}
+
 // FirstRange is the choice of bootstrap, and whether the range was ever
 // reported; nil before the first store.
 func (m *Meta) FirstRange() (first *metapb.Range, born bool) {

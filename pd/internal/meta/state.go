@@ -51,6 +51,8 @@ type state struct {
 	gcSafePoint    uint64
 	txnSafePoint   uint64
 	holds          map[string]*pdpb.Hold
+	rules          map[string]*pdpb.PlacementRule
+	ruleRevision   uint64
 	appliedIndex   uint64
 }
 
@@ -61,6 +63,7 @@ func newState() *state {
 		stores:      map[uint64]*pdpb.StoreRecord{},
 		ranges:      map[uint64]*metapb.Range{},
 		holds:       map[string]*pdpb.Hold{},
+		rules:       map[string]*pdpb.PlacementRule{},
 		tso:         &pdpb.TSORecord{},
 	}
 }
@@ -94,6 +97,10 @@ func (s *state) apply(c *pdpb.Command) *pdpb.CommandResult {
 	case *pdpb.Command_PutConfig:
 		s.config = proto.CloneOf(c.PutConfig.GetConfig())
 		return &pdpb.CommandResult{}
+	case *pdpb.Command_PutRule:
+		return s.putRule(c.PutRule)
+	case *pdpb.Command_DropRule:
+		return s.dropRule(c.DropRule)
 	case *pdpb.Command_ProbeClock, *pdpb.Command_AnswerClock:
 		return &pdpb.CommandResult{} // spoken past the state, see Machine.observe
 	}
@@ -292,6 +299,10 @@ func (s *state) proto() *pdpb.MetaState {
 	for _, id := range slices.Sorted(maps.Keys(s.holds)) {
 		out.Holds = append(out.Holds, s.holds[id])
 	}
+	out.RuleRevision = s.ruleRevision
+	for _, id := range slices.Sorted(maps.Keys(s.rules)) {
+		out.Rules = append(out.Rules, s.rules[id])
+	}
 	return out
 }
 
@@ -313,6 +324,10 @@ func stateFromProto(p *pdpb.MetaState) *state {
 	}
 	for _, h := range p.GetHolds() {
 		s.holds[h.GetHoldId()] = h
+	}
+	s.ruleRevision = p.GetRuleRevision()
+	for _, r := range p.GetRules() {
+		s.rules[r.GetId()] = r
 	}
 	return s
 }

@@ -1,6 +1,7 @@
 package operator
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -11,39 +12,52 @@ import (
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 )
 
-// Limits bound what is in flight.
-type Limits struct {
-	// StoreImages is how many learners may be under construction on one store.
-	StoreImages int
-	// StepTimeout gives an operator up when one step takes longer.
-	StepTimeout time.Duration
-	// Splits is how many splits may be under way at a time.
-	Splits int
-	// Operators is how many operators of all kinds may be in flight.
-	Operators int
-}
-
 // Controller runs operators: one per range, under limits.
 type Controller struct {
-	limits Limits
-	mu     struct {
+	mu struct {
 		sync.Mutex
+		limits  Limits
 		byRange map[uint64]*Operator
 		nextID  uint64
-		// images counts the learners each store is about to receive, splits the
-		// splits under way. They are counted anew when nil.
-		images map[uint64]int
-		splits int
+		// budget is what they use up; it is counted anew when nil.
+		budget *Budget
+		memory memory
 	}
 }
 
 // NewController returns a controller without operators. firstID keeps apart
 // the operators of successive PD leaders.
 func NewController(l Limits, firstID uint64) *Controller {
-	c := &Controller{limits: l}
-	c.mu.byRange = map[uint64]*Operator{}
-	c.mu.nextID = firstID
+	c := &Controller{}
+	c.mu.limits, c.mu.nextID = l, firstID
+	c.mu.byRange, c.mu.memory = map[uint64]*Operator{}, newMemory()
 	return c
+}
+
+// SetLimits replaces the limits. What is in flight goes on.
+func (c *Controller) SetLimits(l Limits) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.mu.limits, c.mu.budget = l, nil
+}
+
+// Flight is what is under way, for planners.
+func (c *Controller) Flight() Flight {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f := Flight{Limits: c.mu.limits, Operators: c.operatorsLocked()}
+	f.Rests, f.Recent = c.mu.memory.lists()
+	return f
+}
+
+// operatorsLocked copies what is in flight, by range id.
+func (c *Controller) operatorsLocked() []*Operator {
+	out := make([]*Operator, 0, len(c.mu.byRange))
+	for _, id := range slices.Sorted(maps.Keys(c.mu.byRange)) {
+		o := *c.mu.byRange[id]
+		out = append(out, &o)
+	}
+	return out
 }
 
 // Busy reports whether the range has an operator.
@@ -64,42 +78,14 @@ func (c *Controller) roomLocked(o *Operator) string {
 	if c.mu.byRange[o.RangeID] != nil {
 		return "another operator changes the range"
 	}
-	if len(c.mu.byRange) >= c.limits.Operators {
-		return fmt.Sprintf("%d operators are in flight", len(c.mu.byRange))
-	}
-	c.countLocked()
-	for _, s := range o.Steps {
-		n := c.mu.images[s.StoreID]
-		switch {
-		case s.Kind == AddLearner && n >= c.limits.StoreImages:
-			return fmt.Sprintf("store %d already receives %d replicas", s.StoreID, n)
-		case s.Kind == Split && c.mu.splits >= c.limits.Splits:
-			return fmt.Sprintf("%d splits are under way", c.mu.splits)
-		}
-	}
-	return ""
+	return c.budgetLocked().Room(o)
 }
 
-// countLocked counts what is in flight, unless it is known.
-func (c *Controller) countLocked() {
-	if c.mu.images != nil {
-		return
+func (c *Controller) budgetLocked() *Budget {
+	if c.mu.budget == nil {
+		c.mu.budget = NewBudget(c.mu.limits, c.operatorsLocked())
 	}
-	c.mu.images, c.mu.splits = map[uint64]int{}, 0
-	for _, o := range c.mu.byRange {
-		c.addLocked(o)
-	}
-}
-
-func (c *Controller) addLocked(o *Operator) {
-	for _, s := range o.Steps[o.Current:] {
-		switch s.Kind {
-		case AddLearner:
-			c.mu.images[s.StoreID]++
-		case Split:
-			c.mu.splits++
-		}
-	}
+	return c.mu.budget
 }
 
 // Admit begins an operator on r. Its steps must carry all ids.
@@ -113,7 +99,7 @@ func (c *Controller) Admit(o *Operator, r *topology.Range, now time.Time) error 
 	o.ID, o.Began, o.StepBegan = c.mu.nextID, now, now
 	o.spanEpoch = r.Range.GetEpoch().GetSpan()
 	c.mu.byRange[o.RangeID] = o
-	c.addLocked(o) // roomLocked has counted the others
+	c.budgetLocked().Take(o)
 	return nil
 }
 
@@ -133,13 +119,15 @@ func (c *Controller) Advance(
 ) (orders map[uint64][]*pdpb.Order, ended []Ended) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.mu.images = nil
+	c.mu.budget = nil
+	c.mu.memory.forget(now)
 	orders = map[uint64][]*pdpb.Order{}
 	for _, id := range slices.Sorted(maps.Keys(c.mu.byRange)) {
 		o := c.mu.byRange[id]
 		r := find(id)
-		if over, failure := o.advance(r, now, c.limits.StepTimeout); over {
+		if over, failure := o.advance(r, now, c.mu.limits); over {
 			delete(c.mu.byRange, id)
+			c.mu.memory.ended(o, r, failure, o.final, now)
 			ended = append(ended, Ended{Operator: o, Failure: failure})
 			continue
 		}
@@ -157,13 +145,13 @@ func (c *Controller) Advance(
 
 // advance skips steps that have come about and tells whether o is over.
 func (o *Operator) advance(
-	r *topology.Range, now time.Time, timeout time.Duration,
+	r *topology.Range, now time.Time, l Limits,
 ) (over bool, failure string) {
 	if r == nil {
 		return true, "the range is gone"
 	}
 	for o.Steps[o.Current].Done(r, o.spanEpoch) {
-		o.Current, o.StepBegan = o.Current+1, now
+		o.Current, o.StepBegan, o.refusal = o.Current+1, now, ""
 		if o.Current == len(o.Steps) {
 			return true, ""
 		}
@@ -171,10 +159,31 @@ func (o *Operator) advance(
 	switch {
 	case r.Range.GetEpoch().GetSpan() != o.spanEpoch:
 		return true, "the range was split or merged meanwhile"
-	case now.Sub(o.StepBegan) > timeout:
-		return true, fmt.Sprintf("%s took longer than %s", o.Steps[o.Current], timeout)
+	case o.final:
+		return true, fmt.Sprintf("%s: %s", o.Steps[o.Current], o.refusal)
 	}
-	return false, ""
+	limit := o.Steps[o.Current].limit(r.SizeBytes(), l)
+	if now.Sub(o.StepBegan) <= limit {
+		return false, ""
+	}
+	failure = fmt.Sprintf("%s took longer than %s", o.Steps[o.Current], limit)
+	if why := cmp.Or(o.Held, o.refusal); why != "" {
+		failure += ": " + why
+	}
+	return true, failure
+}
+
+// Refused takes in why a store did not carry out an order. The operator ends
+// with the next Advance if the refusal is final; else the order is repeated,
+// since the reason may pass, until the step has had its time.
+func (c *Controller) Refused(f *pdpb.OrderFailure) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o := c.mu.byRange[f.GetRangeId()]
+	if o == nil || o.ID != f.GetOperatorId() {
+		return
+	}
+	o.refusal, o.final = f.GetReason(), f.GetFinal()
 }
 
 // Pending reports whether an operator is adding the replica, so that it is not
@@ -196,8 +205,9 @@ func (c *Controller) List(now time.Time) []*pdpb.OperatorInfo {
 	for _, id := range slices.Sorted(maps.Keys(c.mu.byRange)) {
 		o := c.mu.byRange[id]
 		info := &pdpb.OperatorInfo{
-			OperatorId: o.ID, RangeId: o.RangeID, Reason: o.Reason, Current: uint32(o.Current),
-			AgeMs: uint64(max(0, now.Sub(o.Began)).Milliseconds()),
+			OperatorId: o.ID, RangeId: o.RangeID, By: o.By, Reason: o.Reason,
+			Current: uint32(o.Current),
+			AgeMs:   uint64(max(0, now.Sub(o.Began)).Milliseconds()),
 		}
 		if o.Held != "" {
 			info.Reason += "; held back: " + o.Held

@@ -57,12 +57,30 @@ func (s Step) String() string {
 	return "split"
 }
 
+// Priority is the order in which operators are admitted.
+type Priority int
+
+// The priorities, most urgent first.
+const (
+	ByHand Priority = iota
+	Repair
+	Divide
+	Rules
+	Drain
+	Balance
+)
+
 // Operator is a change of one range. Planners make it; a Controller runs it.
 type Operator struct {
 	ID      uint64
 	RangeID uint64
-	Reason  string
-	Steps   []Step
+	// By names the planner that wants it, Reason says why.
+	By, Reason string
+	Priority   Priority
+	Steps      []Step
+	// Leader is the store that led the range when the operator was made: it sends
+	// the images.
+	Leader uint64
 
 	// Current is the step under way, Began and StepBegan when it started.
 	Current          int
@@ -71,6 +89,10 @@ type Operator struct {
 	Held string
 	// spanEpoch is the range's at admission: another one ends the operator.
 	spanEpoch uint64
+	// refusal is why a store did not carry out the current step; final that it
+	// never will.
+	refusal string
+	final   bool
 }
 
 // String renders the operator: range, steps, reason.
@@ -81,6 +103,34 @@ func (o *Operator) String() string {
 	}
 	return fmt.Sprintf("range %d: %s   # %s", o.RangeID, strings.Join(parts, ", "), o.Reason)
 }
+
+// limit is how long the step may take, of a range of that size.
+func (s Step) limit(sizeBytes uint64, l Limits) time.Duration {
+	switch s.Kind {
+	case AddLearner:
+		rate := uint64(minImageRate)
+		if l.ImageBytesPerSecond > 0 {
+			// Several images share the rate.
+			rate = max(1, min(rate, l.ImageBytesPerSecond/uint64(max(1, l.StoreMoves))))
+		}
+		seconds := min(sizeBytes/rate, uint64(maxCopy/time.Second))
+		return l.StepTimeout + 2*time.Duration(seconds)*time.Second
+	case Split:
+		return splitLimit
+	}
+	return quickLimit
+}
+
+const (
+	// minImageRate is the slowest copy, in bytes per second, that is waited for.
+	minImageRate = 1 << 20
+	// maxCopy bounds the time that bytes are given.
+	maxCopy = 24 * time.Hour
+	// splitLimit lets a store measure a large range; quickLimit lets a store try
+	// twice what it gives up after 10 s.
+	splitLimit = 40 * time.Second
+	quickLimit = 20 * time.Second
+)
 
 // Done reports whether the step has come about.
 func (s Step) Done(r *topology.Range, spanEpoch uint64) bool {

@@ -34,7 +34,7 @@ func newWorld(t *testing.T) *world {
 	return &world{
 		t: t, now: began,
 		Controller: NewController(Limits{
-			StoreImages: 1, StepTimeout: time.Minute, Splits: 2, Operators: 100,
+			StoreMoves: 1, LeaderTransfers: 1, StepTimeout: time.Minute, Splits: 2, Operators: 100,
 		}, 1000),
 		r: &topology.Range{
 			Range: &metapb.Range{
@@ -215,10 +215,10 @@ func TestTimeout(t *testing.T) {
 	w.member(2, metapb.Role_ROLE_LEARNER)
 	w.health(&pdpb.ReplicaHealth{ReplicaId: 2})
 	w.advance("1: promote 2@2 at 8.1")
-	w.now = w.now.Add(58 * time.Second)
+	w.now = w.now.Add(18 * time.Second)
 	w.advance("1: promote 2@2 at 8.1")
 	w.now = w.now.Add(time.Second)
-	w.advance("ended promote @2 took longer than 1m0s")
+	w.advance("ended promote @2 took longer than 20s")
 }
 
 // TestHeld: a step that would cost the range its margin waits, and is given up
@@ -249,13 +249,15 @@ func TestHeld(t *testing.T) {
 }
 
 func TestLimits(t *testing.T) {
-	c := NewController(Limits{StoreImages: 2, StepTimeout: time.Minute, Splits: 1, Operators: 5}, 0)
+	c := NewController(Limits{
+		StoreMoves: 2, LeaderTransfers: 2, StepTimeout: time.Minute, Splits: 1, Operators: 5,
+	}, 0)
 	r := func(id uint64) *topology.Range {
 		return &topology.Range{Range: &metapb.Range{RangeId: id}, Leader: &metapb.Leader{StoreId: 1}}
 	}
 	admit := func(id uint64, want string, steps ...Step) {
 		t.Helper()
-		o := &Operator{RangeID: id, Steps: steps}
+		o := &Operator{RangeID: id, Steps: steps, Leader: 10 + id}
 		why := c.Room(o)
 		err := c.Admit(o, r(id), began)
 		if why != want || (err == nil) != (want == "") {

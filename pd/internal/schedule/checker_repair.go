@@ -125,7 +125,6 @@ func checkRepair(
 		}
 		op.Reason = fmt.Sprintf("repair: %d stores are up, a learner on the odd one", target.stores)
 		op.Steps = []operator.Step{{Kind: operator.AddLearner, StoreID: store}}
-		load[store]++
 		return op, ""
 	case len(s.voters)%2 == 0:
 		return nil, fmt.Sprintf("has %d voters, and too few stores are up for one more",
@@ -246,7 +245,6 @@ func replace(
 		if store == 0 {
 			return nil, why + ", and no other store can take a replica"
 		}
-		load[store]++
 		add = []operator.Step{
 			{Kind: operator.AddLearner, StoreID: store}, {Kind: operator.Promote, StoreID: store},
 		}
@@ -291,9 +289,6 @@ func grow(
 		taken[store] = true
 		add = append(add, operator.Step{Kind: operator.AddLearner, StoreID: store})
 		promote = append(promote, operator.Step{Kind: operator.Promote, StoreID: store})
-	}
-	for store := range taken {
-		load[store]++
 	}
 	op.Reason = fmt.Sprintf("repair: %d of %d voters", len(s.voters), target)
 	op.Steps = slices.Concat(add, promote)

@@ -124,7 +124,9 @@ func TestNoStepLowersTheMargin(t *testing.T) {
 		why := ""
 		for round := 0; ; round++ {
 			var op *operator.Operator
-			op, why = Check(v, r, TargetOf(v), Load{})
+			var verdict Verdict
+			op, verdict = planner(v).Check(r)
+			why = verdict.Reason
 			if op == nil {
 				break
 			}
@@ -191,11 +193,8 @@ func BenchmarkPass(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		load, target := Load{}, TargetOf(v)
-		for _, r := range v.Ranges {
-			if op, why := Check(v, r, target, load); op != nil || why != "" {
-				b.Fatal(op, why)
-			}
+		if plan := Schedule(v, operator.Flight{Limits: limits}); len(plan.Operators) > 0 {
+			b.Fatal(plan)
 		}
 	}
 }

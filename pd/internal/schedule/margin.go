@@ -91,6 +91,22 @@ func apply(members []*metapb.Replica, s operator.Step) []*metapb.Replica {
 	return members
 }
 
+// After returns the range as it is when a step has been carried out by healthy
+// stores. Plans are tried out with it; a split is not divided here.
+func After(r *topology.Range, s operator.Step) *topology.Range {
+	next := *r
+	next.Range = &metapb.Range{
+		RangeId: r.Range.GetRangeId(), Span: r.Range.GetSpan(), Epoch: r.Range.GetEpoch(),
+		Replicas: apply(r.Range.GetReplicas(), s),
+	}
+	if s.Kind == operator.TransferLeader {
+		next.Leader = &metapb.Leader{
+			ReplicaId: s.ReplicaID, StoreId: s.StoreID, Term: r.Leader.GetTerm() + 1,
+		}
+	}
+	return &next
+}
+
 // feasible says which step of a plan would have to wait; empty when none.
 func feasible(v topology.View, r *topology.Range, steps []operator.Step) string {
 	members := r.Range.GetReplicas()

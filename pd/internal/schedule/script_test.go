@@ -46,13 +46,23 @@ func TestScripts(t *testing.T) {
 	})
 }
 
+// limits are wide: scripts are about what is wanted.
+var limits = operator.Limits{StoreMoves: 100, LeaderTransfers: 100, Splits: 100, Operators: 1000}
+
+func planner(v topology.View) *Planner {
+	return NewPlanner(v, operator.Flight{Limits: limits})
+}
+
 func check(t *testing.T, v topology.View, input string) string {
 	var out strings.Builder
-	load := Load{}
+	p := planner(v)
 	for line := range strings.Lines(input) {
 		r := readRange(t, line)
-		op, why := Check(v, r, TargetOf(v), load)
-		out.WriteString(show(r, op, why) + "\n")
+		op, why := p.Check(r)
+		if op != nil {
+			p.load.add(op)
+		}
+		out.WriteString(show(r, op, why.String()) + "\n")
 	}
 	return out.String()
 }
@@ -73,8 +83,8 @@ func show(r *topology.Range, op *operator.Operator, why string) string {
 func settle(t *testing.T, v topology.View, r *topology.Range) string {
 	var out strings.Builder
 	for id := uint64(1000); ; id += 100 {
-		op, why := Check(v, r, TargetOf(v), Load{})
-		out.WriteString(show(r, op, why) + "\n")
+		op, why := planner(v).Check(r)
+		out.WriteString(show(r, op, why.String()) + "\n")
 		if op == nil || id > 3000 {
 			return out.String() + members(r)
 		}
@@ -92,18 +102,11 @@ func settle(t *testing.T, v topology.View, r *topology.Range) string {
 
 // carryOut is the range after a step.
 func carryOut(r *topology.Range, s operator.Step) *topology.Range {
-	next := *r
-	next.Range = &metapb.Range{
-		RangeId: r.Range.GetRangeId(), Span: r.Range.GetSpan(), Epoch: r.Range.GetEpoch(),
-		Replicas: apply(r.Range.GetReplicas(), s),
-	}
-	switch s.Kind {
-	case operator.TransferLeader:
-		next.Leader = &metapb.Leader{ReplicaId: s.ReplicaID, StoreId: s.StoreID}
-	case operator.Split:
+	next := After(r, s)
+	if s.Kind == operator.Split {
 		next.Report = &pdpb.RangeReport{Health: r.Report.GetHealth(), SizeBytes: 1, KeyCount: 2}
 	}
-	return &next
+	return next
 }
 
 func members(r *topology.Range) string {

@@ -31,7 +31,7 @@ func newScene(t *testing.T) *scene {
 			Replicas: []*metapb.Replica{{ReplicaId: 1, StoreId: 1, Role: metapb.Role_ROLE_VOTER}},
 		}}),
 		Operators: operator.NewController(operator.Limits{
-			StoreImages: 9, StepTimeout: time.Minute, Splits: 9, Operators: 9,
+			StoreMoves: 9, LeaderTransfers: 9, StepTimeout: time.Minute, Splits: 9, Operators: 9,
 		}, 1),
 	}
 	l.streams.init()

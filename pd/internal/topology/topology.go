@@ -60,6 +60,22 @@ func (r *Range) Route() *pdpb.Route {
 	}
 }
 
+// SizeBytes is how large the range is, by its leaseholder's word.
+func (r *Range) SizeBytes() uint64 {
+	if r == nil {
+		return 0
+	}
+	return r.Report.GetSizeBytes()
+}
+
+// SpanEpoch is the span half of the range's epoch.
+func (r *Range) SpanEpoch() uint64 {
+	if r == nil {
+		return 0
+	}
+	return r.Range.GetEpoch().GetSpan()
+}
+
 // Health returns what the leaseholder said of a replica.
 func (r *Range) Health(replicaID uint64) *pdpb.ReplicaHealth {
 	for _, h := range r.Report.GetHealth() {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
+	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 )
 
 // View is an immutable picture for planners.
@@ -26,6 +27,20 @@ type View struct {
 	// which a range is split.
 	Replicas       int
 	SplitSizeBytes uint64
+	// SplitLoadOps is the load, in operations per second, from which a range is
+	// split; 0 is never.
+	SplitLoadOps uint64
+	// LocationLabels are the keys of store labels that name failure domains, the
+	// widest first. Rules are the placement rules, by id.
+	LocationLabels []string
+	Rules          []*pdpb.PlacementRule
+	// HighWaterPercent is how full a disk may be to receive replicas; 0 is any.
+	HighWaterPercent int
+	// TolerancePercent is how far stores may lie apart, of the mean, before
+	// balancing begins.
+	TolerancePercent int
+	// Still turns balancing off and says why.
+	Still string
 }
 
 // View takes a picture.

@@ -43,6 +43,8 @@ const (
 	PDErrorReason_PD_ERROR_REASON_ADDRESS_IN_USE PDErrorReason = 8
 	PDErrorReason_PD_ERROR_REASON_UNAVAILABLE    PDErrorReason = 9
 	PDErrorReason_PD_ERROR_REASON_TOO_OLD        PDErrorReason = 10
+	// STORE_DUPLICATE: another process runs with this store's identity.
+	PDErrorReason_PD_ERROR_REASON_STORE_DUPLICATE PDErrorReason = 11
 )
 
 // Enum value maps for PDErrorReason.
@@ -59,6 +61,7 @@ var (
 		8:  "PD_ERROR_REASON_ADDRESS_IN_USE",
 		9:  "PD_ERROR_REASON_UNAVAILABLE",
 		10: "PD_ERROR_REASON_TOO_OLD",
+		11: "PD_ERROR_REASON_STORE_DUPLICATE",
 	}
 	PDErrorReason_value = map[string]int32{
 		"PD_ERROR_REASON_UNSPECIFIED":      0,
@@ -72,6 +75,7 @@ var (
 		"PD_ERROR_REASON_ADDRESS_IN_USE":   8,
 		"PD_ERROR_REASON_UNAVAILABLE":      9,
 		"PD_ERROR_REASON_TOO_OLD":          10,
+		"PD_ERROR_REASON_STORE_DUPLICATE":  11,
 	}
 )
 
@@ -100,6 +104,55 @@ func (x PDErrorReason) Number() protoreflect.EnumNumber {
 // Deprecated: Use PDErrorReason.Descriptor instead.
 func (PDErrorReason) EnumDescriptor() ([]byte, []int) {
 	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{0}
+}
+
+type LabelConstraint_Op int32
+
+const (
+	LabelConstraint_OP_UNSPECIFIED LabelConstraint_Op = 0
+	LabelConstraint_OP_IN          LabelConstraint_Op = 1
+	LabelConstraint_OP_NOT_IN      LabelConstraint_Op = 2
+)
+
+// Enum value maps for LabelConstraint_Op.
+var (
+	LabelConstraint_Op_name = map[int32]string{
+		0: "OP_UNSPECIFIED",
+		1: "OP_IN",
+		2: "OP_NOT_IN",
+	}
+	LabelConstraint_Op_value = map[string]int32{
+		"OP_UNSPECIFIED": 0,
+		"OP_IN":          1,
+		"OP_NOT_IN":      2,
+	}
+)
+
+func (x LabelConstraint_Op) Enum() *LabelConstraint_Op {
+	p := new(LabelConstraint_Op)
+	*p = x
+	return p
+}
+
+func (x LabelConstraint_Op) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LabelConstraint_Op) Descriptor() protoreflect.EnumDescriptor {
+	return file_ridge_pd_v1_pd_proto_enumTypes[1].Descriptor()
+}
+
+func (LabelConstraint_Op) Type() protoreflect.EnumType {
+	return &file_ridge_pd_v1_pd_proto_enumTypes[1]
+}
+
+func (x LabelConstraint_Op) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LabelConstraint_Op.Descriptor instead.
+func (LabelConstraint_Op) EnumDescriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{8, 0}
 }
 
 type PDError struct {
@@ -556,6 +609,23 @@ type ClusterConfig struct {
 	SplitSizeBytes   uint64 `protobuf:"varint,2,opt,name=split_size_bytes,json=splitSizeBytes,proto3" json:"split_size_bytes,omitempty"`
 	StoreHeartbeatMs uint64 `protobuf:"varint,3,opt,name=store_heartbeat_ms,json=storeHeartbeatMs,proto3" json:"store_heartbeat_ms,omitempty"`
 	RetentionMs      uint64 `protobuf:"varint,4,opt,name=retention_ms,json=retentionMs,proto3" json:"retention_ms,omitempty"`
+	// location_labels are the keys of store labels that name failure domains,
+	// the widest first: zone, rack, host.
+	LocationLabels []string `protobuf:"bytes,5,rep,name=location_labels,json=locationLabels,proto3" json:"location_labels,omitempty"`
+	// store_moves bounds the replicas that a store receives at a time, and those
+	// it sends; leader_transfers the leaderships it gives and takes at a time.
+	StoreMoves      uint32 `protobuf:"varint,6,opt,name=store_moves,json=storeMoves,proto3" json:"store_moves,omitempty"`
+	LeaderTransfers uint32 `protobuf:"varint,7,opt,name=leader_transfers,json=leaderTransfers,proto3" json:"leader_transfers,omitempty"`
+	// image_bytes_per_second bounds what a store sends as range images; 0 is no
+	// bound.
+	ImageBytesPerSecond uint64 `protobuf:"varint,8,opt,name=image_bytes_per_second,json=imageBytesPerSecond,proto3" json:"image_bytes_per_second,omitempty"`
+	// split_load_ops is the load, in operations per second, from which a range is
+	// split; 0 turns that off.
+	SplitLoadOps uint64 `protobuf:"varint,9,opt,name=split_load_ops,json=splitLoadOps,proto3" json:"split_load_ops,omitempty"`
+	// high_water_percent is how full a disk may be to receive replicas.
+	HighWaterPercent uint32 `protobuf:"varint,10,opt,name=high_water_percent,json=highWaterPercent,proto3" json:"high_water_percent,omitempty"`
+	// tolerance_percent is how far stores may lie apart before balancing begins.
+	TolerancePercent uint32 `protobuf:"varint,11,opt,name=tolerance_percent,json=tolerancePercent,proto3" json:"tolerance_percent,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -618,19 +688,522 @@ func (x *ClusterConfig) GetRetentionMs() uint64 {
 	return 0
 }
 
+func (x *ClusterConfig) GetLocationLabels() []string {
+	if x != nil {
+		return x.LocationLabels
+	}
+	return nil
+}
+
+func (x *ClusterConfig) GetStoreMoves() uint32 {
+	if x != nil {
+		return x.StoreMoves
+	}
+	return 0
+}
+
+func (x *ClusterConfig) GetLeaderTransfers() uint32 {
+	if x != nil {
+		return x.LeaderTransfers
+	}
+	return 0
+}
+
+func (x *ClusterConfig) GetImageBytesPerSecond() uint64 {
+	if x != nil {
+		return x.ImageBytesPerSecond
+	}
+	return 0
+}
+
+func (x *ClusterConfig) GetSplitLoadOps() uint64 {
+	if x != nil {
+		return x.SplitLoadOps
+	}
+	return 0
+}
+
+func (x *ClusterConfig) GetHighWaterPercent() uint32 {
+	if x != nil {
+		return x.HighWaterPercent
+	}
+	return 0
+}
+
+func (x *ClusterConfig) GetTolerancePercent() uint32 {
+	if x != nil {
+		return x.TolerancePercent
+	}
+	return 0
+}
+
+// LabelConstraint is a condition on the label of a store. A store without the
+// label has the empty value.
+type LabelConstraint struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Op            LabelConstraint_Op     `protobuf:"varint,2,opt,name=op,proto3,enum=ridge.pd.v1.LabelConstraint_Op" json:"op,omitempty"`
+	Values        []string               `protobuf:"bytes,3,rep,name=values,proto3" json:"values,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LabelConstraint) Reset() {
+	*x = LabelConstraint{}
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LabelConstraint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LabelConstraint) ProtoMessage() {}
+
+func (x *LabelConstraint) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LabelConstraint.ProtoReflect.Descriptor instead.
+func (*LabelConstraint) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *LabelConstraint) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *LabelConstraint) GetOp() LabelConstraint_Op {
+	if x != nil {
+		return x.Op
+	}
+	return LabelConstraint_OP_UNSPECIFIED
+}
+
+func (x *LabelConstraint) GetValues() []string {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+// PlacementRule says where the replicas of the ranges in a span live. The spans
+// of two rules are disjoint, or one lies within the other: then the narrower
+// one decides alone. Ranges are split where a rule begins or ends.
+type PlacementRule struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Span  *v11.Span              `protobuf:"bytes,2,opt,name=span,proto3" json:"span,omitempty"`
+	// voters is odd; 0 means as configured for the cluster.
+	Voters uint32 `protobuf:"varint,3,opt,name=voters,proto3" json:"voters,omitempty"`
+	// constraints that every store with a replica fulfils.
+	Constraints []*LabelConstraint `protobuf:"bytes,4,rep,name=constraints,proto3" json:"constraints,omitempty"`
+	// leader_preference are fulfilled by the leader's store, while a voter that
+	// can lead is on such a store.
+	LeaderPreference []*LabelConstraint `protobuf:"bytes,5,rep,name=leader_preference,json=leaderPreference,proto3" json:"leader_preference,omitempty"`
+	// revision grows with every change of a rule. PD sets it.
+	Revision      uint64 `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlacementRule) Reset() {
+	*x = PlacementRule{}
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlacementRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlacementRule) ProtoMessage() {}
+
+func (x *PlacementRule) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlacementRule.ProtoReflect.Descriptor instead.
+func (*PlacementRule) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *PlacementRule) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *PlacementRule) GetSpan() *v11.Span {
+	if x != nil {
+		return x.Span
+	}
+	return nil
+}
+
+func (x *PlacementRule) GetVoters() uint32 {
+	if x != nil {
+		return x.Voters
+	}
+	return 0
+}
+
+func (x *PlacementRule) GetConstraints() []*LabelConstraint {
+	if x != nil {
+		return x.Constraints
+	}
+	return nil
+}
+
+func (x *PlacementRule) GetLeaderPreference() []*LabelConstraint {
+	if x != nil {
+		return x.LeaderPreference
+	}
+	return nil
+}
+
+func (x *PlacementRule) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type SetRuleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Rule          *PlacementRule         `protobuf:"bytes,2,opt,name=rule,proto3" json:"rule,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetRuleRequest) Reset() {
+	*x = SetRuleRequest{}
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRuleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRuleRequest) ProtoMessage() {}
+
+func (x *SetRuleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRuleRequest.ProtoReflect.Descriptor instead.
+func (*SetRuleRequest) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *SetRuleRequest) GetHeader() *RequestHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *SetRuleRequest) GetRule() *PlacementRule {
+	if x != nil {
+		return x.Rule
+	}
+	return nil
+}
+
+type SetRuleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Error         *PDError               `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	Rule          *PlacementRule         `protobuf:"bytes,2,opt,name=rule,proto3" json:"rule,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetRuleResponse) Reset() {
+	*x = SetRuleResponse{}
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRuleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRuleResponse) ProtoMessage() {}
+
+func (x *SetRuleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRuleResponse.ProtoReflect.Descriptor instead.
+func (*SetRuleResponse) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *SetRuleResponse) GetError() *PDError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+func (x *SetRuleResponse) GetRule() *PlacementRule {
+	if x != nil {
+		return x.Rule
+	}
+	return nil
+}
+
+type DeleteRuleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteRuleRequest) Reset() {
+	*x = DeleteRuleRequest{}
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteRuleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteRuleRequest) ProtoMessage() {}
+
+func (x *DeleteRuleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteRuleRequest.ProtoReflect.Descriptor instead.
+func (*DeleteRuleRequest) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *DeleteRuleRequest) GetHeader() *RequestHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *DeleteRuleRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type DeleteRuleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Error         *PDError               `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteRuleResponse) Reset() {
+	*x = DeleteRuleResponse{}
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteRuleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteRuleResponse) ProtoMessage() {}
+
+func (x *DeleteRuleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteRuleResponse.ProtoReflect.Descriptor instead.
+func (*DeleteRuleResponse) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *DeleteRuleResponse) GetError() *PDError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+type ListRulesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRulesRequest) Reset() {
+	*x = ListRulesRequest{}
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRulesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRulesRequest) ProtoMessage() {}
+
+func (x *ListRulesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRulesRequest.ProtoReflect.Descriptor instead.
+func (*ListRulesRequest) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ListRulesRequest) GetHeader() *RequestHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+type ListRulesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Error *PDError               `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	// rules by id.
+	Rules         []*PlacementRule `protobuf:"bytes,2,rep,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRulesResponse) Reset() {
+	*x = ListRulesResponse{}
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRulesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRulesResponse) ProtoMessage() {}
+
+func (x *ListRulesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRulesResponse.ProtoReflect.Descriptor instead.
+func (*ListRulesResponse) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ListRulesResponse) GetError() *PDError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+func (x *ListRulesResponse) GetRules() []*PlacementRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
 type RegisterStoreRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Header *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
 	// store.store_id 0 asks for a new id.
 	Store         *v11.Store `protobuf:"bytes,2,opt,name=store,proto3" json:"store,omitempty"`
 	CapacityBytes uint64     `protobuf:"varint,3,opt,name=capacity_bytes,json=capacityBytes,proto3" json:"capacity_bytes,omitempty"`
+	// run names this run of the process. Two live processes with one identity,
+	// as of a copied directory, are told apart by it.
+	Run           uint64 `protobuf:"varint,4,opt,name=run,proto3" json:"run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RegisterStoreRequest) Reset() {
 	*x = RegisterStoreRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[8]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -642,7 +1215,7 @@ func (x *RegisterStoreRequest) String() string {
 func (*RegisterStoreRequest) ProtoMessage() {}
 
 func (x *RegisterStoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[8]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -655,7 +1228,7 @@ func (x *RegisterStoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterStoreRequest.ProtoReflect.Descriptor instead.
 func (*RegisterStoreRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{8}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RegisterStoreRequest) GetHeader() *RequestHeader {
@@ -679,6 +1252,13 @@ func (x *RegisterStoreRequest) GetCapacityBytes() uint64 {
 	return 0
 }
 
+func (x *RegisterStoreRequest) GetRun() uint64 {
+	if x != nil {
+		return x.Run
+	}
+	return 0
+}
+
 type RegisterStoreResponse struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Error     *PDError               `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
@@ -696,7 +1276,7 @@ type RegisterStoreResponse struct {
 
 func (x *RegisterStoreResponse) Reset() {
 	*x = RegisterStoreResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[9]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -708,7 +1288,7 @@ func (x *RegisterStoreResponse) String() string {
 func (*RegisterStoreResponse) ProtoMessage() {}
 
 func (x *RegisterStoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[9]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -721,7 +1301,7 @@ func (x *RegisterStoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterStoreResponse.ProtoReflect.Descriptor instead.
 func (*RegisterStoreResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{9}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RegisterStoreResponse) GetError() *PDError {
@@ -787,13 +1367,16 @@ type StoreStats struct {
 	MinLockTs        uint64 `protobuf:"varint,9,opt,name=min_lock_ts,json=minLockTs,proto3" json:"min_lock_ts,omitempty"`
 	ApplyingImages   uint64 `protobuf:"varint,10,opt,name=applying_images,json=applyingImages,proto3" json:"applying_images,omitempty"`
 	PoisonedReplicas uint64 `protobuf:"varint,11,opt,name=poisoned_replicas,json=poisonedReplicas,proto3" json:"poisoned_replicas,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// read_rate and write_rate are operations per second, lately.
+	ReadRate      uint64 `protobuf:"varint,12,opt,name=read_rate,json=readRate,proto3" json:"read_rate,omitempty"`
+	WriteRate     uint64 `protobuf:"varint,13,opt,name=write_rate,json=writeRate,proto3" json:"write_rate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StoreStats) Reset() {
 	*x = StoreStats{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[10]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -805,7 +1388,7 @@ func (x *StoreStats) String() string {
 func (*StoreStats) ProtoMessage() {}
 
 func (x *StoreStats) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[10]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -818,7 +1401,7 @@ func (x *StoreStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreStats.ProtoReflect.Descriptor instead.
 func (*StoreStats) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{10}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StoreStats) GetCapacityBytes() uint64 {
@@ -898,19 +1481,34 @@ func (x *StoreStats) GetPoisonedReplicas() uint64 {
 	return 0
 }
 
+func (x *StoreStats) GetReadRate() uint64 {
+	if x != nil {
+		return x.ReadRate
+	}
+	return 0
+}
+
+func (x *StoreStats) GetWriteRate() uint64 {
+	if x != nil {
+		return x.WriteRate
+	}
+	return 0
+}
+
 type StoreHeartbeatRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Header        *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
 	StoreId       uint64                 `protobuf:"varint,2,opt,name=store_id,json=storeId,proto3" json:"store_id,omitempty"`
 	Stats         *StoreStats            `protobuf:"bytes,3,opt,name=stats,proto3" json:"stats,omitempty"`
 	DiskState     v11.DiskState          `protobuf:"varint,4,opt,name=disk_state,json=diskState,proto3,enum=ridge.meta.v1.DiskState" json:"disk_state,omitempty"`
+	Run           uint64                 `protobuf:"varint,5,opt,name=run,proto3" json:"run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StoreHeartbeatRequest) Reset() {
 	*x = StoreHeartbeatRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[11]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -922,7 +1520,7 @@ func (x *StoreHeartbeatRequest) String() string {
 func (*StoreHeartbeatRequest) ProtoMessage() {}
 
 func (x *StoreHeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[11]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -935,7 +1533,7 @@ func (x *StoreHeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreHeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*StoreHeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{11}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StoreHeartbeatRequest) GetHeader() *RequestHeader {
@@ -966,6 +1564,13 @@ func (x *StoreHeartbeatRequest) GetDiskState() v11.DiskState {
 	return v11.DiskState(0)
 }
 
+func (x *StoreHeartbeatRequest) GetRun() uint64 {
+	if x != nil {
+		return x.Run
+	}
+	return 0
+}
+
 type StoreHeartbeatResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Error         *PDError               `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
@@ -979,7 +1584,7 @@ type StoreHeartbeatResponse struct {
 
 func (x *StoreHeartbeatResponse) Reset() {
 	*x = StoreHeartbeatResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[12]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -991,7 +1596,7 @@ func (x *StoreHeartbeatResponse) String() string {
 func (*StoreHeartbeatResponse) ProtoMessage() {}
 
 func (x *StoreHeartbeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[12]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1004,7 +1609,7 @@ func (x *StoreHeartbeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreHeartbeatResponse.ProtoReflect.Descriptor instead.
 func (*StoreHeartbeatResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{12}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StoreHeartbeatResponse) GetError() *PDError {
@@ -1057,7 +1662,7 @@ type ReplicaHealth struct {
 
 func (x *ReplicaHealth) Reset() {
 	*x = ReplicaHealth{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[13]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1069,7 +1674,7 @@ func (x *ReplicaHealth) String() string {
 func (*ReplicaHealth) ProtoMessage() {}
 
 func (x *ReplicaHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[13]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1082,7 +1687,7 @@ func (x *ReplicaHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaHealth.ProtoReflect.Descriptor instead.
 func (*ReplicaHealth) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{13}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ReplicaHealth) GetReplicaId() uint64 {
@@ -1125,13 +1730,22 @@ type RangeReport struct {
 	Health            []*ReplicaHealth       `protobuf:"bytes,8,rep,name=health,proto3" json:"health,omitempty"`
 	MinLockTs         uint64                 `protobuf:"varint,9,opt,name=min_lock_ts,json=minLockTs,proto3" json:"min_lock_ts,omitempty"`
 	AppliedIndex      uint64                 `protobuf:"varint,10,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// read_rate and write_rate are operations per second, lately.
+	ReadRate  uint64 `protobuf:"varint,11,opt,name=read_rate,json=readRate,proto3" json:"read_rate,omitempty"`
+	WriteRate uint64 `protobuf:"varint,12,opt,name=write_rate,json=writeRate,proto3" json:"write_rate,omitempty"`
+	// load_split_key divides the sampled load in about equal halves; empty when
+	// the load is low, not sampled yet, or falls on one key.
+	LoadSplitKey []byte `protobuf:"bytes,13,opt,name=load_split_key,json=loadSplitKey,proto3" json:"load_split_key,omitempty"`
+	// hot_key is the key that most of the sampled load falls on, if one does.
+	HotKey        []byte `protobuf:"bytes,14,opt,name=hot_key,json=hotKey,proto3" json:"hot_key,omitempty"`
+	HotKeyPercent uint32 `protobuf:"varint,15,opt,name=hot_key_percent,json=hotKeyPercent,proto3" json:"hot_key_percent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RangeReport) Reset() {
 	*x = RangeReport{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[14]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1143,7 +1757,7 @@ func (x *RangeReport) String() string {
 func (*RangeReport) ProtoMessage() {}
 
 func (x *RangeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[14]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1156,7 +1770,7 @@ func (x *RangeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RangeReport.ProtoReflect.Descriptor instead.
 func (*RangeReport) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{14}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RangeReport) GetRange() *v11.Range {
@@ -1229,6 +1843,41 @@ func (x *RangeReport) GetAppliedIndex() uint64 {
 	return 0
 }
 
+func (x *RangeReport) GetReadRate() uint64 {
+	if x != nil {
+		return x.ReadRate
+	}
+	return 0
+}
+
+func (x *RangeReport) GetWriteRate() uint64 {
+	if x != nil {
+		return x.WriteRate
+	}
+	return 0
+}
+
+func (x *RangeReport) GetLoadSplitKey() []byte {
+	if x != nil {
+		return x.LoadSplitKey
+	}
+	return nil
+}
+
+func (x *RangeReport) GetHotKey() []byte {
+	if x != nil {
+		return x.HotKey
+	}
+	return nil
+}
+
+func (x *RangeReport) GetHotKeyPercent() uint32 {
+	if x != nil {
+		return x.HotKeyPercent
+	}
+	return 0
+}
+
 // LocalReplica is every replica a store holds, leader or not.
 type LocalReplica struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -1246,7 +1895,7 @@ type LocalReplica struct {
 
 func (x *LocalReplica) Reset() {
 	*x = LocalReplica{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[15]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1258,7 +1907,7 @@ func (x *LocalReplica) String() string {
 func (*LocalReplica) ProtoMessage() {}
 
 func (x *LocalReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[15]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1271,7 +1920,7 @@ func (x *LocalReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocalReplica.ProtoReflect.Descriptor instead.
 func (*LocalReplica) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{15}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *LocalReplica) GetRangeId() uint64 {
@@ -1330,15 +1979,18 @@ type RangeHeartbeatRequest struct {
 	// ranges this store leads.
 	Ranges []*RangeReport `protobuf:"bytes,3,rep,name=ranges,proto3" json:"ranges,omitempty"`
 	// replicas of this store. complete tells that the list names all of them.
-	Replicas      []*LocalReplica `protobuf:"bytes,4,rep,name=replicas,proto3" json:"replicas,omitempty"`
-	Complete      bool            `protobuf:"varint,5,opt,name=complete,proto3" json:"complete,omitempty"`
+	Replicas []*LocalReplica `protobuf:"bytes,4,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	Complete bool            `protobuf:"varint,5,opt,name=complete,proto3" json:"complete,omitempty"`
+	Run      uint64          `protobuf:"varint,6,opt,name=run,proto3" json:"run,omitempty"`
+	// failures are orders that could not be carried out.
+	Failures      []*OrderFailure `protobuf:"bytes,7,rep,name=failures,proto3" json:"failures,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RangeHeartbeatRequest) Reset() {
 	*x = RangeHeartbeatRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[16]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1350,7 +2002,7 @@ func (x *RangeHeartbeatRequest) String() string {
 func (*RangeHeartbeatRequest) ProtoMessage() {}
 
 func (x *RangeHeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[16]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1363,7 +2015,7 @@ func (x *RangeHeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RangeHeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*RangeHeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{16}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RangeHeartbeatRequest) GetHeader() *RequestHeader {
@@ -1401,6 +2053,90 @@ func (x *RangeHeartbeatRequest) GetComplete() bool {
 	return false
 }
 
+func (x *RangeHeartbeatRequest) GetRun() uint64 {
+	if x != nil {
+		return x.Run
+	}
+	return 0
+}
+
+func (x *RangeHeartbeatRequest) GetFailures() []*OrderFailure {
+	if x != nil {
+		return x.Failures
+	}
+	return nil
+}
+
+// OrderFailure tells why a store did not carry an order out.
+type OrderFailure struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	RangeId    uint64                 `protobuf:"varint,1,opt,name=range_id,json=rangeId,proto3" json:"range_id,omitempty"`
+	OperatorId uint64                 `protobuf:"varint,2,opt,name=operator_id,json=operatorId,proto3" json:"operator_id,omitempty"`
+	Reason     string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// final: it would fail again, however often it is repeated.
+	Final         bool `protobuf:"varint,4,opt,name=final,proto3" json:"final,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrderFailure) Reset() {
+	*x = OrderFailure{}
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrderFailure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrderFailure) ProtoMessage() {}
+
+func (x *OrderFailure) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrderFailure.ProtoReflect.Descriptor instead.
+func (*OrderFailure) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *OrderFailure) GetRangeId() uint64 {
+	if x != nil {
+		return x.RangeId
+	}
+	return 0
+}
+
+func (x *OrderFailure) GetOperatorId() uint64 {
+	if x != nil {
+		return x.OperatorId
+	}
+	return 0
+}
+
+func (x *OrderFailure) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *OrderFailure) GetFinal() bool {
+	if x != nil {
+		return x.Final
+	}
+	return false
+}
+
 type RangeHeartbeatResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Error         *PDError               `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
@@ -1411,7 +2147,7 @@ type RangeHeartbeatResponse struct {
 
 func (x *RangeHeartbeatResponse) Reset() {
 	*x = RangeHeartbeatResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[17]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1423,7 +2159,7 @@ func (x *RangeHeartbeatResponse) String() string {
 func (*RangeHeartbeatResponse) ProtoMessage() {}
 
 func (x *RangeHeartbeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[17]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1436,7 +2172,7 @@ func (x *RangeHeartbeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RangeHeartbeatResponse.ProtoReflect.Descriptor instead.
 func (*RangeHeartbeatResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{17}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RangeHeartbeatResponse) GetError() *PDError {
@@ -1477,7 +2213,7 @@ type Order struct {
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[18]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1489,7 +2225,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[18]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1502,7 +2238,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{18}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Order) GetRangeId() uint64 {
@@ -1654,7 +2390,7 @@ type AddLearner struct {
 
 func (x *AddLearner) Reset() {
 	*x = AddLearner{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[19]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1666,7 +2402,7 @@ func (x *AddLearner) String() string {
 func (*AddLearner) ProtoMessage() {}
 
 func (x *AddLearner) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[19]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1679,7 +2415,7 @@ func (x *AddLearner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddLearner.ProtoReflect.Descriptor instead.
 func (*AddLearner) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{19}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AddLearner) GetReplicaId() uint64 {
@@ -1706,7 +2442,7 @@ type Promote struct {
 
 func (x *Promote) Reset() {
 	*x = Promote{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[20]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1718,7 +2454,7 @@ func (x *Promote) String() string {
 func (*Promote) ProtoMessage() {}
 
 func (x *Promote) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[20]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1731,7 +2467,7 @@ func (x *Promote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Promote.ProtoReflect.Descriptor instead.
 func (*Promote) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{20}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Promote) GetReplicaId() uint64 {
@@ -1758,7 +2494,7 @@ type RemoveReplica struct {
 
 func (x *RemoveReplica) Reset() {
 	*x = RemoveReplica{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[21]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1770,7 +2506,7 @@ func (x *RemoveReplica) String() string {
 func (*RemoveReplica) ProtoMessage() {}
 
 func (x *RemoveReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[21]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1783,7 +2519,7 @@ func (x *RemoveReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveReplica.ProtoReflect.Descriptor instead.
 func (*RemoveReplica) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{21}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RemoveReplica) GetReplicaId() uint64 {
@@ -1810,7 +2546,7 @@ type TransferLeader struct {
 
 func (x *TransferLeader) Reset() {
 	*x = TransferLeader{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[22]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1822,7 +2558,7 @@ func (x *TransferLeader) String() string {
 func (*TransferLeader) ProtoMessage() {}
 
 func (x *TransferLeader) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[22]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1835,7 +2571,7 @@ func (x *TransferLeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeader.ProtoReflect.Descriptor instead.
 func (*TransferLeader) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{22}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *TransferLeader) GetReplicaId() uint64 {
@@ -1862,7 +2598,7 @@ type SplitOrder struct {
 
 func (x *SplitOrder) Reset() {
 	*x = SplitOrder{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[23]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1874,7 +2610,7 @@ func (x *SplitOrder) String() string {
 func (*SplitOrder) ProtoMessage() {}
 
 func (x *SplitOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[23]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1887,7 +2623,7 @@ func (x *SplitOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SplitOrder.ProtoReflect.Descriptor instead.
 func (*SplitOrder) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{23}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SplitOrder) GetSplitKey() []byte {
@@ -1906,7 +2642,7 @@ type DestroyReplica struct {
 
 func (x *DestroyReplica) Reset() {
 	*x = DestroyReplica{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[24]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1918,7 +2654,7 @@ func (x *DestroyReplica) String() string {
 func (*DestroyReplica) ProtoMessage() {}
 
 func (x *DestroyReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[24]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1931,7 +2667,7 @@ func (x *DestroyReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyReplica.ProtoReflect.Descriptor instead.
 func (*DestroyReplica) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{24}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DestroyReplica) GetReplicaId() uint64 {
@@ -1950,7 +2686,7 @@ type CreateReplica struct {
 
 func (x *CreateReplica) Reset() {
 	*x = CreateReplica{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[25]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1962,7 +2698,7 @@ func (x *CreateReplica) String() string {
 func (*CreateReplica) ProtoMessage() {}
 
 func (x *CreateReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[25]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1975,7 +2711,7 @@ func (x *CreateReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReplica.ProtoReflect.Descriptor instead.
 func (*CreateReplica) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{25}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CreateReplica) GetReplicaId() uint64 {
@@ -1995,7 +2731,7 @@ type AllocateIdsRequest struct {
 
 func (x *AllocateIdsRequest) Reset() {
 	*x = AllocateIdsRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[26]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2007,7 +2743,7 @@ func (x *AllocateIdsRequest) String() string {
 func (*AllocateIdsRequest) ProtoMessage() {}
 
 func (x *AllocateIdsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[26]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2020,7 +2756,7 @@ func (x *AllocateIdsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocateIdsRequest.ProtoReflect.Descriptor instead.
 func (*AllocateIdsRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{26}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *AllocateIdsRequest) GetHeader() *RequestHeader {
@@ -2048,7 +2784,7 @@ type AllocateIdsResponse struct {
 
 func (x *AllocateIdsResponse) Reset() {
 	*x = AllocateIdsResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[27]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2060,7 +2796,7 @@ func (x *AllocateIdsResponse) String() string {
 func (*AllocateIdsResponse) ProtoMessage() {}
 
 func (x *AllocateIdsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[27]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2073,7 +2809,7 @@ func (x *AllocateIdsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocateIdsResponse.ProtoReflect.Descriptor instead.
 func (*AllocateIdsResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{27}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *AllocateIdsResponse) GetError() *PDError {
@@ -2100,7 +2836,7 @@ type AskSplitRequest struct {
 
 func (x *AskSplitRequest) Reset() {
 	*x = AskSplitRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[28]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2112,7 +2848,7 @@ func (x *AskSplitRequest) String() string {
 func (*AskSplitRequest) ProtoMessage() {}
 
 func (x *AskSplitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[28]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2125,7 +2861,7 @@ func (x *AskSplitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskSplitRequest.ProtoReflect.Descriptor instead.
 func (*AskSplitRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{28}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *AskSplitRequest) GetHeader() *RequestHeader {
@@ -2154,7 +2890,7 @@ type AskSplitResponse struct {
 
 func (x *AskSplitResponse) Reset() {
 	*x = AskSplitResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[29]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2166,7 +2902,7 @@ func (x *AskSplitResponse) String() string {
 func (*AskSplitResponse) ProtoMessage() {}
 
 func (x *AskSplitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[29]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2179,7 +2915,7 @@ func (x *AskSplitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskSplitResponse.ProtoReflect.Descriptor instead.
 func (*AskSplitResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{29}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *AskSplitResponse) GetError() *PDError {
@@ -2214,7 +2950,7 @@ type ReportSplitRequest struct {
 
 func (x *ReportSplitRequest) Reset() {
 	*x = ReportSplitRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[30]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2226,7 +2962,7 @@ func (x *ReportSplitRequest) String() string {
 func (*ReportSplitRequest) ProtoMessage() {}
 
 func (x *ReportSplitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[30]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2239,7 +2975,7 @@ func (x *ReportSplitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportSplitRequest.ProtoReflect.Descriptor instead.
 func (*ReportSplitRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{30}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ReportSplitRequest) GetHeader() *RequestHeader {
@@ -2272,7 +3008,7 @@ type ReportSplitResponse struct {
 
 func (x *ReportSplitResponse) Reset() {
 	*x = ReportSplitResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[31]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2284,7 +3020,7 @@ func (x *ReportSplitResponse) String() string {
 func (*ReportSplitResponse) ProtoMessage() {}
 
 func (x *ReportSplitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[31]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2297,7 +3033,7 @@ func (x *ReportSplitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportSplitResponse.ProtoReflect.Descriptor instead.
 func (*ReportSplitResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{31}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ReportSplitResponse) GetError() *PDError {
@@ -2320,7 +3056,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[32]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2332,7 +3068,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[32]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2345,7 +3081,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{32}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Route) GetRange() *v11.Range {
@@ -2386,7 +3122,7 @@ type GetRouteRequest struct {
 
 func (x *GetRouteRequest) Reset() {
 	*x = GetRouteRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[33]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2398,7 +3134,7 @@ func (x *GetRouteRequest) String() string {
 func (*GetRouteRequest) ProtoMessage() {}
 
 func (x *GetRouteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[33]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2411,7 +3147,7 @@ func (x *GetRouteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRouteRequest.ProtoReflect.Descriptor instead.
 func (*GetRouteRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{33}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetRouteRequest) GetHeader() *RequestHeader {
@@ -2439,7 +3175,7 @@ type GetRouteResponse struct {
 
 func (x *GetRouteResponse) Reset() {
 	*x = GetRouteResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[34]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2451,7 +3187,7 @@ func (x *GetRouteResponse) String() string {
 func (*GetRouteResponse) ProtoMessage() {}
 
 func (x *GetRouteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[34]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2464,7 +3200,7 @@ func (x *GetRouteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRouteResponse.ProtoReflect.Descriptor instead.
 func (*GetRouteResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{34}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetRouteResponse) GetError() *PDError {
@@ -2500,7 +3236,7 @@ type ListRoutesRequest struct {
 
 func (x *ListRoutesRequest) Reset() {
 	*x = ListRoutesRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[35]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2512,7 +3248,7 @@ func (x *ListRoutesRequest) String() string {
 func (*ListRoutesRequest) ProtoMessage() {}
 
 func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[35]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2525,7 +3261,7 @@ func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesRequest.ProtoReflect.Descriptor instead.
 func (*ListRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{35}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListRoutesRequest) GetHeader() *RequestHeader {
@@ -2562,7 +3298,7 @@ type ListRoutesResponse struct {
 
 func (x *ListRoutesResponse) Reset() {
 	*x = ListRoutesResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[36]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2574,7 +3310,7 @@ func (x *ListRoutesResponse) String() string {
 func (*ListRoutesResponse) ProtoMessage() {}
 
 func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[36]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2587,7 +3323,7 @@ func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesResponse.ProtoReflect.Descriptor instead.
 func (*ListRoutesResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{36}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListRoutesResponse) GetError() *PDError {
@@ -2628,7 +3364,7 @@ type GetRangeRequest struct {
 
 func (x *GetRangeRequest) Reset() {
 	*x = GetRangeRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[37]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2640,7 +3376,7 @@ func (x *GetRangeRequest) String() string {
 func (*GetRangeRequest) ProtoMessage() {}
 
 func (x *GetRangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[37]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2653,7 +3389,7 @@ func (x *GetRangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRangeRequest.ProtoReflect.Descriptor instead.
 func (*GetRangeRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{37}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *GetRangeRequest) GetHeader() *RequestHeader {
@@ -2681,7 +3417,7 @@ type GetRangeResponse struct {
 
 func (x *GetRangeResponse) Reset() {
 	*x = GetRangeResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[38]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2693,7 +3429,7 @@ func (x *GetRangeResponse) String() string {
 func (*GetRangeResponse) ProtoMessage() {}
 
 func (x *GetRangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[38]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2706,7 +3442,7 @@ func (x *GetRangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRangeResponse.ProtoReflect.Descriptor instead.
 func (*GetRangeResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{38}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *GetRangeResponse) GetError() *PDError {
@@ -2740,7 +3476,7 @@ type WatchRoutesRequest struct {
 
 func (x *WatchRoutesRequest) Reset() {
 	*x = WatchRoutesRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[39]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2752,7 +3488,7 @@ func (x *WatchRoutesRequest) String() string {
 func (*WatchRoutesRequest) ProtoMessage() {}
 
 func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[39]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2765,7 +3501,7 @@ func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRoutesRequest.ProtoReflect.Descriptor instead.
 func (*WatchRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{39}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *WatchRoutesRequest) GetHeader() *RequestHeader {
@@ -2795,7 +3531,7 @@ type WatchRoutesResponse struct {
 
 func (x *WatchRoutesResponse) Reset() {
 	*x = WatchRoutesResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[40]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2807,7 +3543,7 @@ func (x *WatchRoutesResponse) String() string {
 func (*WatchRoutesResponse) ProtoMessage() {}
 
 func (x *WatchRoutesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[40]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2820,7 +3556,7 @@ func (x *WatchRoutesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRoutesResponse.ProtoReflect.Descriptor instead.
 func (*WatchRoutesResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{40}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *WatchRoutesResponse) GetError() *PDError {
@@ -2861,7 +3597,7 @@ type SplitRangeRequest struct {
 
 func (x *SplitRangeRequest) Reset() {
 	*x = SplitRangeRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[41]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2873,7 +3609,7 @@ func (x *SplitRangeRequest) String() string {
 func (*SplitRangeRequest) ProtoMessage() {}
 
 func (x *SplitRangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[41]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2886,7 +3622,7 @@ func (x *SplitRangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SplitRangeRequest.ProtoReflect.Descriptor instead.
 func (*SplitRangeRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{41}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *SplitRangeRequest) GetHeader() *RequestHeader {
@@ -2914,7 +3650,7 @@ type SplitRangeResponse struct {
 
 func (x *SplitRangeResponse) Reset() {
 	*x = SplitRangeResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[42]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2926,7 +3662,7 @@ func (x *SplitRangeResponse) String() string {
 func (*SplitRangeResponse) ProtoMessage() {}
 
 func (x *SplitRangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[42]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2939,7 +3675,7 @@ func (x *SplitRangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SplitRangeResponse.ProtoReflect.Descriptor instead.
 func (*SplitRangeResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{42}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *SplitRangeResponse) GetError() *PDError {
@@ -2965,7 +3701,7 @@ type ListStoresRequest struct {
 
 func (x *ListStoresRequest) Reset() {
 	*x = ListStoresRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[43]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2977,7 +3713,7 @@ func (x *ListStoresRequest) String() string {
 func (*ListStoresRequest) ProtoMessage() {}
 
 func (x *ListStoresRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[43]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2990,7 +3726,7 @@ func (x *ListStoresRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStoresRequest.ProtoReflect.Descriptor instead.
 func (*ListStoresRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{43}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListStoresRequest) GetHeader() *RequestHeader {
@@ -3011,7 +3747,7 @@ type StoreInfo struct {
 
 func (x *StoreInfo) Reset() {
 	*x = StoreInfo{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[44]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3023,7 +3759,7 @@ func (x *StoreInfo) String() string {
 func (*StoreInfo) ProtoMessage() {}
 
 func (x *StoreInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[44]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3036,7 +3772,7 @@ func (x *StoreInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreInfo.ProtoReflect.Descriptor instead.
 func (*StoreInfo) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{44}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *StoreInfo) GetStore() *v11.Store {
@@ -3070,7 +3806,7 @@ type ListStoresResponse struct {
 
 func (x *ListStoresResponse) Reset() {
 	*x = ListStoresResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[45]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3082,7 +3818,7 @@ func (x *ListStoresResponse) String() string {
 func (*ListStoresResponse) ProtoMessage() {}
 
 func (x *ListStoresResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[45]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3095,7 +3831,7 @@ func (x *ListStoresResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStoresResponse.ProtoReflect.Descriptor instead.
 func (*ListStoresResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{45}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListStoresResponse) GetError() *PDError {
@@ -3123,7 +3859,7 @@ type SetStoreStateRequest struct {
 
 func (x *SetStoreStateRequest) Reset() {
 	*x = SetStoreStateRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[46]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3135,7 +3871,7 @@ func (x *SetStoreStateRequest) String() string {
 func (*SetStoreStateRequest) ProtoMessage() {}
 
 func (x *SetStoreStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[46]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3148,7 +3884,7 @@ func (x *SetStoreStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetStoreStateRequest.ProtoReflect.Descriptor instead.
 func (*SetStoreStateRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{46}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *SetStoreStateRequest) GetHeader() *RequestHeader {
@@ -3182,7 +3918,7 @@ type SetStoreStateResponse struct {
 
 func (x *SetStoreStateResponse) Reset() {
 	*x = SetStoreStateResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[47]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3194,7 +3930,7 @@ func (x *SetStoreStateResponse) String() string {
 func (*SetStoreStateResponse) ProtoMessage() {}
 
 func (x *SetStoreStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[47]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3207,7 +3943,7 @@ func (x *SetStoreStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetStoreStateResponse.ProtoReflect.Descriptor instead.
 func (*SetStoreStateResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{47}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *SetStoreStateResponse) GetError() *PDError {
@@ -3233,7 +3969,7 @@ type ListOperatorsRequest struct {
 
 func (x *ListOperatorsRequest) Reset() {
 	*x = ListOperatorsRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[48]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3245,7 +3981,7 @@ func (x *ListOperatorsRequest) String() string {
 func (*ListOperatorsRequest) ProtoMessage() {}
 
 func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[48]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3258,7 +3994,7 @@ func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperatorsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperatorsRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{48}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListOperatorsRequest) GetHeader() *RequestHeader {
@@ -3277,15 +4013,17 @@ type OperatorInfo struct {
 	Reason string   `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	Steps  []string `protobuf:"bytes,4,rep,name=steps,proto3" json:"steps,omitempty"`
 	// current is the index of the step that is under way.
-	Current       uint32 `protobuf:"varint,5,opt,name=current,proto3" json:"current,omitempty"`
-	AgeMs         uint64 `protobuf:"varint,6,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
+	Current uint32 `protobuf:"varint,5,opt,name=current,proto3" json:"current,omitempty"`
+	AgeMs   uint64 `protobuf:"varint,6,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
+	// by names the planner: repair, split, rules, drain, leaders, replicas, hot.
+	By            string `protobuf:"bytes,7,opt,name=by,proto3" json:"by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *OperatorInfo) Reset() {
 	*x = OperatorInfo{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[49]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3297,7 +4035,7 @@ func (x *OperatorInfo) String() string {
 func (*OperatorInfo) ProtoMessage() {}
 
 func (x *OperatorInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[49]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3310,7 +4048,7 @@ func (x *OperatorInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorInfo.ProtoReflect.Descriptor instead.
 func (*OperatorInfo) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{49}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *OperatorInfo) GetOperatorId() uint64 {
@@ -3355,18 +4093,31 @@ func (x *OperatorInfo) GetAgeMs() uint64 {
 	return 0
 }
 
-// Verdict says why a range is left as it is although something is amiss.
+func (x *OperatorInfo) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+// Verdict says why something is left as it is although something is amiss.
 type Verdict struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	RangeId       uint64                 `protobuf:"varint,1,opt,name=range_id,json=rangeId,proto3" json:"range_id,omitempty"`
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// range_id or store_id is what it is about; both 0: the cluster.
+	RangeId uint64 `protobuf:"varint,1,opt,name=range_id,json=rangeId,proto3" json:"range_id,omitempty"`
+	Reason  string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	StoreId uint64 `protobuf:"varint,3,opt,name=store_id,json=storeId,proto3" json:"store_id,omitempty"`
+	// by names the planner.
+	By string `protobuf:"bytes,4,opt,name=by,proto3" json:"by,omitempty"`
+	// remedy is what would make it possible; empty when time alone will.
+	Remedy        string `protobuf:"bytes,5,opt,name=remedy,proto3" json:"remedy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[50]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3378,7 +4129,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[50]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3391,7 +4142,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{50}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Verdict) GetRangeId() uint64 {
@@ -3404,6 +4155,27 @@ func (x *Verdict) GetRangeId() uint64 {
 func (x *Verdict) GetReason() string {
 	if x != nil {
 		return x.Reason
+	}
+	return ""
+}
+
+func (x *Verdict) GetStoreId() uint64 {
+	if x != nil {
+		return x.StoreId
+	}
+	return 0
+}
+
+func (x *Verdict) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Verdict) GetRemedy() string {
+	if x != nil {
+		return x.Remedy
 	}
 	return ""
 }
@@ -3421,7 +4193,7 @@ type ListOperatorsResponse struct {
 
 func (x *ListOperatorsResponse) Reset() {
 	*x = ListOperatorsResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[51]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3433,7 +4205,7 @@ func (x *ListOperatorsResponse) String() string {
 func (*ListOperatorsResponse) ProtoMessage() {}
 
 func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[51]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3446,7 +4218,7 @@ func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperatorsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperatorsResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{51}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ListOperatorsResponse) GetError() *PDError {
@@ -3487,7 +4259,7 @@ type TimestampsRequest struct {
 
 func (x *TimestampsRequest) Reset() {
 	*x = TimestampsRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[52]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3499,7 +4271,7 @@ func (x *TimestampsRequest) String() string {
 func (*TimestampsRequest) ProtoMessage() {}
 
 func (x *TimestampsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[52]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3512,7 +4284,7 @@ func (x *TimestampsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimestampsRequest.ProtoReflect.Descriptor instead.
 func (*TimestampsRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{52}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *TimestampsRequest) GetHeader() *RequestHeader {
@@ -3541,7 +4313,7 @@ type TimestampsResponse struct {
 
 func (x *TimestampsResponse) Reset() {
 	*x = TimestampsResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[53]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3553,7 +4325,7 @@ func (x *TimestampsResponse) String() string {
 func (*TimestampsResponse) ProtoMessage() {}
 
 func (x *TimestampsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[53]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3566,7 +4338,7 @@ func (x *TimestampsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimestampsResponse.ProtoReflect.Descriptor instead.
 func (*TimestampsResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{53}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *TimestampsResponse) GetError() *PDError {
@@ -3599,7 +4371,7 @@ type GetSafePointRequest struct {
 
 func (x *GetSafePointRequest) Reset() {
 	*x = GetSafePointRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[54]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3611,7 +4383,7 @@ func (x *GetSafePointRequest) String() string {
 func (*GetSafePointRequest) ProtoMessage() {}
 
 func (x *GetSafePointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[54]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3624,7 +4396,7 @@ func (x *GetSafePointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSafePointRequest.ProtoReflect.Descriptor instead.
 func (*GetSafePointRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{54}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *GetSafePointRequest) GetHeader() *RequestHeader {
@@ -3646,7 +4418,7 @@ type GetSafePointResponse struct {
 
 func (x *GetSafePointResponse) Reset() {
 	*x = GetSafePointResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[55]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3658,7 +4430,7 @@ func (x *GetSafePointResponse) String() string {
 func (*GetSafePointResponse) ProtoMessage() {}
 
 func (x *GetSafePointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[55]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3671,7 +4443,7 @@ func (x *GetSafePointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSafePointResponse.ProtoReflect.Descriptor instead.
 func (*GetSafePointResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{55}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *GetSafePointResponse) GetError() *PDError {
@@ -3713,7 +4485,7 @@ type Hold struct {
 
 func (x *Hold) Reset() {
 	*x = Hold{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[56]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3725,7 +4497,7 @@ func (x *Hold) String() string {
 func (*Hold) ProtoMessage() {}
 
 func (x *Hold) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[56]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3738,7 +4510,7 @@ func (x *Hold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hold.ProtoReflect.Descriptor instead.
 func (*Hold) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{56}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *Hold) GetHoldId() string {
@@ -3774,7 +4546,7 @@ type SetHoldRequest struct {
 
 func (x *SetHoldRequest) Reset() {
 	*x = SetHoldRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[57]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3786,7 +4558,7 @@ func (x *SetHoldRequest) String() string {
 func (*SetHoldRequest) ProtoMessage() {}
 
 func (x *SetHoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[57]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3799,7 +4571,7 @@ func (x *SetHoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetHoldRequest.ProtoReflect.Descriptor instead.
 func (*SetHoldRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{57}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *SetHoldRequest) GetHeader() *RequestHeader {
@@ -3840,7 +4612,7 @@ type SetHoldResponse struct {
 
 func (x *SetHoldResponse) Reset() {
 	*x = SetHoldResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[58]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3852,7 +4624,7 @@ func (x *SetHoldResponse) String() string {
 func (*SetHoldResponse) ProtoMessage() {}
 
 func (x *SetHoldResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[58]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3865,7 +4637,7 @@ func (x *SetHoldResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetHoldResponse.ProtoReflect.Descriptor instead.
 func (*SetHoldResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{58}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *SetHoldResponse) GetError() *PDError {
@@ -3892,7 +4664,7 @@ type ReleaseHoldRequest struct {
 
 func (x *ReleaseHoldRequest) Reset() {
 	*x = ReleaseHoldRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[59]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3904,7 +4676,7 @@ func (x *ReleaseHoldRequest) String() string {
 func (*ReleaseHoldRequest) ProtoMessage() {}
 
 func (x *ReleaseHoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[59]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3917,7 +4689,7 @@ func (x *ReleaseHoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseHoldRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseHoldRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{59}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ReleaseHoldRequest) GetHeader() *RequestHeader {
@@ -3943,7 +4715,7 @@ type ReleaseHoldResponse struct {
 
 func (x *ReleaseHoldResponse) Reset() {
 	*x = ReleaseHoldResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[60]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3955,7 +4727,7 @@ func (x *ReleaseHoldResponse) String() string {
 func (*ReleaseHoldResponse) ProtoMessage() {}
 
 func (x *ReleaseHoldResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[60]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3968,7 +4740,7 @@ func (x *ReleaseHoldResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseHoldResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseHoldResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{60}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ReleaseHoldResponse) GetError() *PDError {
@@ -4020,16 +4792,57 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"\ttimestamp\x18\t \x01(\x04R\ttimestamp\x122\n" +
 	"\x06config\x18\n" +
 	" \x01(\v2\x1a.ridge.pd.v1.ClusterConfigR\x06config\x12%\n" +
-	"\x0eoperator_count\x18\v \x01(\x04R\roperatorCount\"\xa6\x01\n" +
+	"\x0eoperator_count\x18\v \x01(\x04R\roperatorCount\"\xd1\x03\n" +
 	"\rClusterConfig\x12\x1a\n" +
 	"\breplicas\x18\x01 \x01(\rR\breplicas\x12(\n" +
 	"\x10split_size_bytes\x18\x02 \x01(\x04R\x0esplitSizeBytes\x12,\n" +
 	"\x12store_heartbeat_ms\x18\x03 \x01(\x04R\x10storeHeartbeatMs\x12!\n" +
-	"\fretention_ms\x18\x04 \x01(\x04R\vretentionMs\"\x9d\x01\n" +
+	"\fretention_ms\x18\x04 \x01(\x04R\vretentionMs\x12'\n" +
+	"\x0flocation_labels\x18\x05 \x03(\tR\x0elocationLabels\x12\x1f\n" +
+	"\vstore_moves\x18\x06 \x01(\rR\n" +
+	"storeMoves\x12)\n" +
+	"\x10leader_transfers\x18\a \x01(\rR\x0fleaderTransfers\x123\n" +
+	"\x16image_bytes_per_second\x18\b \x01(\x04R\x13imageBytesPerSecond\x12$\n" +
+	"\x0esplit_load_ops\x18\t \x01(\x04R\fsplitLoadOps\x12,\n" +
+	"\x12high_water_percent\x18\n" +
+	" \x01(\rR\x10highWaterPercent\x12+\n" +
+	"\x11tolerance_percent\x18\v \x01(\rR\x10tolerancePercent\"\xa0\x01\n" +
+	"\x0fLabelConstraint\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
+	"\x02op\x18\x02 \x01(\x0e2\x1f.ridge.pd.v1.LabelConstraint.OpR\x02op\x12\x16\n" +
+	"\x06values\x18\x03 \x03(\tR\x06values\"2\n" +
+	"\x02Op\x12\x12\n" +
+	"\x0eOP_UNSPECIFIED\x10\x00\x12\t\n" +
+	"\x05OP_IN\x10\x01\x12\r\n" +
+	"\tOP_NOT_IN\x10\x02\"\x87\x02\n" +
+	"\rPlacementRule\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
+	"\x04span\x18\x02 \x01(\v2\x13.ridge.meta.v1.SpanR\x04span\x12\x16\n" +
+	"\x06voters\x18\x03 \x01(\rR\x06voters\x12>\n" +
+	"\vconstraints\x18\x04 \x03(\v2\x1c.ridge.pd.v1.LabelConstraintR\vconstraints\x12I\n" +
+	"\x11leader_preference\x18\x05 \x03(\v2\x1c.ridge.pd.v1.LabelConstraintR\x10leaderPreference\x12\x1a\n" +
+	"\brevision\x18\x06 \x01(\x04R\brevision\"t\n" +
+	"\x0eSetRuleRequest\x122\n" +
+	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12.\n" +
+	"\x04rule\x18\x02 \x01(\v2\x1a.ridge.pd.v1.PlacementRuleR\x04rule\"m\n" +
+	"\x0fSetRuleResponse\x12*\n" +
+	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x12.\n" +
+	"\x04rule\x18\x02 \x01(\v2\x1a.ridge.pd.v1.PlacementRuleR\x04rule\"W\n" +
+	"\x11DeleteRuleRequest\x122\n" +
+	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"@\n" +
+	"\x12DeleteRuleResponse\x12*\n" +
+	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\"F\n" +
+	"\x10ListRulesRequest\x122\n" +
+	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\"q\n" +
+	"\x11ListRulesResponse\x12*\n" +
+	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x120\n" +
+	"\x05rules\x18\x02 \x03(\v2\x1a.ridge.pd.v1.PlacementRuleR\x05rules\"\xaf\x01\n" +
 	"\x14RegisterStoreRequest\x122\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12*\n" +
 	"\x05store\x18\x02 \x01(\v2\x14.ridge.meta.v1.StoreR\x05store\x12%\n" +
-	"\x0ecapacity_bytes\x18\x03 \x01(\x04R\rcapacityBytes\"\xb4\x02\n" +
+	"\x0ecapacity_bytes\x18\x03 \x01(\x04R\rcapacityBytes\x12\x10\n" +
+	"\x03run\x18\x04 \x01(\x04R\x03run\"\xb4\x02\n" +
 	"\x15RegisterStoreResponse\x12*\n" +
 	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x12\x1d\n" +
 	"\n" +
@@ -4039,7 +4852,7 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"firstRange\x122\n" +
 	"\x06config\x18\x05 \x01(\v2\x1a.ridge.pd.v1.ClusterConfigR\x06config\x12,\n" +
 	"\x06stores\x18\x06 \x03(\v2\x14.ridge.meta.v1.StoreR\x06stores\x12\x1c\n" +
-	"\ttimestamp\x18\a \x01(\x04R\ttimestamp\"\x9a\x03\n" +
+	"\ttimestamp\x18\a \x01(\x04R\ttimestamp\"\xd6\x03\n" +
 	"\n" +
 	"StoreStats\x12%\n" +
 	"\x0ecapacity_bytes\x18\x01 \x01(\x04R\rcapacityBytes\x12'\n" +
@@ -4055,13 +4868,17 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"\vmin_lock_ts\x18\t \x01(\x04R\tminLockTs\x12'\n" +
 	"\x0fapplying_images\x18\n" +
 	" \x01(\x04R\x0eapplyingImages\x12+\n" +
-	"\x11poisoned_replicas\x18\v \x01(\x04R\x10poisonedReplicas\"\xce\x01\n" +
+	"\x11poisoned_replicas\x18\v \x01(\x04R\x10poisonedReplicas\x12\x1b\n" +
+	"\tread_rate\x18\f \x01(\x04R\breadRate\x12\x1d\n" +
+	"\n" +
+	"write_rate\x18\r \x01(\x04R\twriteRate\"\xe0\x01\n" +
 	"\x15StoreHeartbeatRequest\x122\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12\x19\n" +
 	"\bstore_id\x18\x02 \x01(\x04R\astoreId\x12-\n" +
 	"\x05stats\x18\x03 \x01(\v2\x17.ridge.pd.v1.StoreStatsR\x05stats\x127\n" +
 	"\n" +
-	"disk_state\x18\x04 \x01(\x0e2\x18.ridge.meta.v1.DiskStateR\tdiskState\"\xf0\x01\n" +
+	"disk_state\x18\x04 \x01(\x0e2\x18.ridge.meta.v1.DiskStateR\tdiskState\x12\x10\n" +
+	"\x03run\x18\x05 \x01(\x04R\x03run\"\xf0\x01\n" +
 	"\x16StoreHeartbeatResponse\x12*\n" +
 	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x12,\n" +
 	"\x06stores\x18\x02 \x03(\v2\x14.ridge.meta.v1.StoreR\x06stores\x12\"\n" +
@@ -4073,7 +4890,7 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"replica_id\x18\x01 \x01(\x04R\treplicaId\x12\x18\n" +
 	"\alagging\x18\x02 \x01(\bR\alagging\x12\x1a\n" +
 	"\bpoisoned\x18\x03 \x01(\bR\bpoisoned\x12\x18\n" +
-	"\amissing\x18\x04 \x01(\bR\amissing\"\x85\x03\n" +
+	"\amissing\x18\x04 \x01(\bR\amissing\"\xa8\x04\n" +
 	"\vRangeReport\x12*\n" +
 	"\x05range\x18\x01 \x01(\v2\x14.ridge.meta.v1.RangeR\x05range\x12-\n" +
 	"\x06leader\x18\x02 \x01(\v2\x15.ridge.meta.v1.LeaderR\x06leader\x12\x1d\n" +
@@ -4086,7 +4903,13 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"\x06health\x18\b \x03(\v2\x1a.ridge.pd.v1.ReplicaHealthR\x06health\x12\x1e\n" +
 	"\vmin_lock_ts\x18\t \x01(\x04R\tminLockTs\x12#\n" +
 	"\rapplied_index\x18\n" +
-	" \x01(\x04R\fappliedIndex\"\xdc\x01\n" +
+	" \x01(\x04R\fappliedIndex\x12\x1b\n" +
+	"\tread_rate\x18\v \x01(\x04R\breadRate\x12\x1d\n" +
+	"\n" +
+	"write_rate\x18\f \x01(\x04R\twriteRate\x12$\n" +
+	"\x0eload_split_key\x18\r \x01(\fR\floadSplitKey\x12\x17\n" +
+	"\ahot_key\x18\x0e \x01(\fR\x06hotKey\x12&\n" +
+	"\x0fhot_key_percent\x18\x0f \x01(\rR\rhotKeyPercent\"\xdc\x01\n" +
 	"\fLocalReplica\x12\x19\n" +
 	"\brange_id\x18\x01 \x01(\x04R\arangeId\x12\x1d\n" +
 	"\n" +
@@ -4095,13 +4918,21 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"\x04role\x18\x04 \x01(\x0e2\x13.ridge.meta.v1.RoleR\x04role\x12\x10\n" +
 	"\x03led\x18\x05 \x01(\bR\x03led\x12\x1a\n" +
 	"\bpoisoned\x18\x06 \x01(\bR\bpoisoned\x12\x18\n" +
-	"\ajoining\x18\a \x01(\bR\ajoining\"\xeb\x01\n" +
+	"\ajoining\x18\a \x01(\bR\ajoining\"\xb4\x02\n" +
 	"\x15RangeHeartbeatRequest\x122\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12\x19\n" +
 	"\bstore_id\x18\x02 \x01(\x04R\astoreId\x120\n" +
 	"\x06ranges\x18\x03 \x03(\v2\x18.ridge.pd.v1.RangeReportR\x06ranges\x125\n" +
 	"\breplicas\x18\x04 \x03(\v2\x19.ridge.pd.v1.LocalReplicaR\breplicas\x12\x1a\n" +
-	"\bcomplete\x18\x05 \x01(\bR\bcomplete\"p\n" +
+	"\bcomplete\x18\x05 \x01(\bR\bcomplete\x12\x10\n" +
+	"\x03run\x18\x06 \x01(\x04R\x03run\x125\n" +
+	"\bfailures\x18\a \x03(\v2\x19.ridge.pd.v1.OrderFailureR\bfailures\"x\n" +
+	"\fOrderFailure\x12\x19\n" +
+	"\brange_id\x18\x01 \x01(\x04R\arangeId\x12\x1f\n" +
+	"\voperator_id\x18\x02 \x01(\x04R\n" +
+	"operatorId\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05final\x18\x04 \x01(\bR\x05final\"p\n" +
 	"\x16RangeHeartbeatResponse\x12*\n" +
 	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x12*\n" +
 	"\x06orders\x18\x02 \x03(\v2\x12.ridge.pd.v1.OrderR\x06orders\"\xb0\x04\n" +
@@ -4225,7 +5056,7 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x12*\n" +
 	"\x05store\x18\x02 \x01(\v2\x14.ridge.meta.v1.StoreR\x05store\"J\n" +
 	"\x14ListOperatorsRequest\x122\n" +
-	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\"\xa9\x01\n" +
+	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\"\xb9\x01\n" +
 	"\fOperatorInfo\x12\x1f\n" +
 	"\voperator_id\x18\x01 \x01(\x04R\n" +
 	"operatorId\x12\x19\n" +
@@ -4233,10 +5064,14 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
 	"\x05steps\x18\x04 \x03(\tR\x05steps\x12\x18\n" +
 	"\acurrent\x18\x05 \x01(\rR\acurrent\x12\x15\n" +
-	"\x06age_ms\x18\x06 \x01(\x04R\x05ageMs\"<\n" +
+	"\x06age_ms\x18\x06 \x01(\x04R\x05ageMs\x12\x0e\n" +
+	"\x02by\x18\a \x01(\tR\x02by\"\x7f\n" +
 	"\aVerdict\x12\x19\n" +
 	"\brange_id\x18\x01 \x01(\x04R\arangeId\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xc8\x01\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x19\n" +
+	"\bstore_id\x18\x03 \x01(\x04R\astoreId\x12\x0e\n" +
+	"\x02by\x18\x04 \x01(\tR\x02by\x12\x16\n" +
+	"\x06remedy\x18\x05 \x01(\tR\x06remedy\"\xc8\x01\n" +
 	"\x15ListOperatorsResponse\x12*\n" +
 	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x127\n" +
 	"\toperators\x18\x02 \x03(\v2\x19.ridge.pd.v1.OperatorInfoR\toperators\x120\n" +
@@ -4272,7 +5107,7 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12\x17\n" +
 	"\ahold_id\x18\x02 \x01(\tR\x06holdId\"A\n" +
 	"\x13ReleaseHoldResponse\x12*\n" +
-	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error*\x84\x03\n" +
+	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error*\xa9\x03\n" +
 	"\rPDErrorReason\x12\x1f\n" +
 	"\x1bPD_ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aPD_ERROR_REASON_NOT_LEADER\x10\x01\x12$\n" +
@@ -4285,7 +5120,8 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"\x1ePD_ERROR_REASON_ADDRESS_IN_USE\x10\b\x12\x1f\n" +
 	"\x1bPD_ERROR_REASON_UNAVAILABLE\x10\t\x12\x1b\n" +
 	"\x17PD_ERROR_REASON_TOO_OLD\x10\n" +
-	"2\xd6\f\n" +
+	"\x12#\n" +
+	"\x1fPD_ERROR_REASON_STORE_DUPLICATE\x10\v2\xb7\x0e\n" +
 	"\tPDService\x12D\n" +
 	"\aMembers\x12\x1b.ridge.pd.v1.MembersRequest\x1a\x1c.ridge.pd.v1.MembersResponse\x12A\n" +
 	"\x06Status\x12\x1a.ridge.pd.v1.StatusRequest\x1a\x1b.ridge.pd.v1.StatusResponse\x12V\n" +
@@ -4304,7 +5140,11 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"SplitRange\x12\x1e.ridge.pd.v1.SplitRangeRequest\x1a\x1f.ridge.pd.v1.SplitRangeResponse\x12M\n" +
 	"\n" +
 	"ListStores\x12\x1e.ridge.pd.v1.ListStoresRequest\x1a\x1f.ridge.pd.v1.ListStoresResponse\x12V\n" +
-	"\rSetStoreState\x12!.ridge.pd.v1.SetStoreStateRequest\x1a\".ridge.pd.v1.SetStoreStateResponse\x12V\n" +
+	"\rSetStoreState\x12!.ridge.pd.v1.SetStoreStateRequest\x1a\".ridge.pd.v1.SetStoreStateResponse\x12D\n" +
+	"\aSetRule\x12\x1b.ridge.pd.v1.SetRuleRequest\x1a\x1c.ridge.pd.v1.SetRuleResponse\x12M\n" +
+	"\n" +
+	"DeleteRule\x12\x1e.ridge.pd.v1.DeleteRuleRequest\x1a\x1f.ridge.pd.v1.DeleteRuleResponse\x12J\n" +
+	"\tListRules\x12\x1d.ridge.pd.v1.ListRulesRequest\x1a\x1e.ridge.pd.v1.ListRulesResponse\x12V\n" +
 	"\rListOperators\x12!.ridge.pd.v1.ListOperatorsRequest\x1a\".ridge.pd.v1.ListOperatorsResponse\x12Q\n" +
 	"\n" +
 	"Timestamps\x12\x1e.ridge.pd.v1.TimestampsRequest\x1a\x1f.ridge.pd.v1.TimestampsResponse(\x010\x01\x12S\n" +
@@ -4324,216 +5164,246 @@ func file_ridge_pd_v1_pd_proto_rawDescGZIP() []byte {
 	return file_ridge_pd_v1_pd_proto_rawDescData
 }
 
-var file_ridge_pd_v1_pd_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_ridge_pd_v1_pd_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
+var file_ridge_pd_v1_pd_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_ridge_pd_v1_pd_proto_msgTypes = make([]protoimpl.MessageInfo, 70)
 var file_ridge_pd_v1_pd_proto_goTypes = []any{
 	(PDErrorReason)(0),             // 0: ridge.pd.v1.PDErrorReason
-	(*PDError)(nil),                // 1: ridge.pd.v1.PDError
-	(*RequestHeader)(nil),          // 2: ridge.pd.v1.RequestHeader
-	(*Member)(nil),                 // 3: ridge.pd.v1.Member
-	(*MembersRequest)(nil),         // 4: ridge.pd.v1.MembersRequest
-	(*MembersResponse)(nil),        // 5: ridge.pd.v1.MembersResponse
-	(*StatusRequest)(nil),          // 6: ridge.pd.v1.StatusRequest
-	(*StatusResponse)(nil),         // 7: ridge.pd.v1.StatusResponse
-	(*ClusterConfig)(nil),          // 8: ridge.pd.v1.ClusterConfig
-	(*RegisterStoreRequest)(nil),   // 9: ridge.pd.v1.RegisterStoreRequest
-	(*RegisterStoreResponse)(nil),  // 10: ridge.pd.v1.RegisterStoreResponse
-	(*StoreStats)(nil),             // 11: ridge.pd.v1.StoreStats
-	(*StoreHeartbeatRequest)(nil),  // 12: ridge.pd.v1.StoreHeartbeatRequest
-	(*StoreHeartbeatResponse)(nil), // 13: ridge.pd.v1.StoreHeartbeatResponse
-	(*ReplicaHealth)(nil),          // 14: ridge.pd.v1.ReplicaHealth
-	(*RangeReport)(nil),            // 15: ridge.pd.v1.RangeReport
-	(*LocalReplica)(nil),           // 16: ridge.pd.v1.LocalReplica
-	(*RangeHeartbeatRequest)(nil),  // 17: ridge.pd.v1.RangeHeartbeatRequest
-	(*RangeHeartbeatResponse)(nil), // 18: ridge.pd.v1.RangeHeartbeatResponse
-	(*Order)(nil),                  // 19: ridge.pd.v1.Order
-	(*AddLearner)(nil),             // 20: ridge.pd.v1.AddLearner
-	(*Promote)(nil),                // 21: ridge.pd.v1.Promote
-	(*RemoveReplica)(nil),          // 22: ridge.pd.v1.RemoveReplica
-	(*TransferLeader)(nil),         // 23: ridge.pd.v1.TransferLeader
-	(*SplitOrder)(nil),             // 24: ridge.pd.v1.SplitOrder
-	(*DestroyReplica)(nil),         // 25: ridge.pd.v1.DestroyReplica
-	(*CreateReplica)(nil),          // 26: ridge.pd.v1.CreateReplica
-	(*AllocateIdsRequest)(nil),     // 27: ridge.pd.v1.AllocateIdsRequest
-	(*AllocateIdsResponse)(nil),    // 28: ridge.pd.v1.AllocateIdsResponse
-	(*AskSplitRequest)(nil),        // 29: ridge.pd.v1.AskSplitRequest
-	(*AskSplitResponse)(nil),       // 30: ridge.pd.v1.AskSplitResponse
-	(*ReportSplitRequest)(nil),     // 31: ridge.pd.v1.ReportSplitRequest
-	(*ReportSplitResponse)(nil),    // 32: ridge.pd.v1.ReportSplitResponse
-	(*Route)(nil),                  // 33: ridge.pd.v1.Route
-	(*GetRouteRequest)(nil),        // 34: ridge.pd.v1.GetRouteRequest
-	(*GetRouteResponse)(nil),       // 35: ridge.pd.v1.GetRouteResponse
-	(*ListRoutesRequest)(nil),      // 36: ridge.pd.v1.ListRoutesRequest
-	(*ListRoutesResponse)(nil),     // 37: ridge.pd.v1.ListRoutesResponse
-	(*GetRangeRequest)(nil),        // 38: ridge.pd.v1.GetRangeRequest
-	(*GetRangeResponse)(nil),       // 39: ridge.pd.v1.GetRangeResponse
-	(*WatchRoutesRequest)(nil),     // 40: ridge.pd.v1.WatchRoutesRequest
-	(*WatchRoutesResponse)(nil),    // 41: ridge.pd.v1.WatchRoutesResponse
-	(*SplitRangeRequest)(nil),      // 42: ridge.pd.v1.SplitRangeRequest
-	(*SplitRangeResponse)(nil),     // 43: ridge.pd.v1.SplitRangeResponse
-	(*ListStoresRequest)(nil),      // 44: ridge.pd.v1.ListStoresRequest
-	(*StoreInfo)(nil),              // 45: ridge.pd.v1.StoreInfo
-	(*ListStoresResponse)(nil),     // 46: ridge.pd.v1.ListStoresResponse
-	(*SetStoreStateRequest)(nil),   // 47: ridge.pd.v1.SetStoreStateRequest
-	(*SetStoreStateResponse)(nil),  // 48: ridge.pd.v1.SetStoreStateResponse
-	(*ListOperatorsRequest)(nil),   // 49: ridge.pd.v1.ListOperatorsRequest
-	(*OperatorInfo)(nil),           // 50: ridge.pd.v1.OperatorInfo
-	(*Verdict)(nil),                // 51: ridge.pd.v1.Verdict
-	(*ListOperatorsResponse)(nil),  // 52: ridge.pd.v1.ListOperatorsResponse
-	(*TimestampsRequest)(nil),      // 53: ridge.pd.v1.TimestampsRequest
-	(*TimestampsResponse)(nil),     // 54: ridge.pd.v1.TimestampsResponse
-	(*GetSafePointRequest)(nil),    // 55: ridge.pd.v1.GetSafePointRequest
-	(*GetSafePointResponse)(nil),   // 56: ridge.pd.v1.GetSafePointResponse
-	(*Hold)(nil),                   // 57: ridge.pd.v1.Hold
-	(*SetHoldRequest)(nil),         // 58: ridge.pd.v1.SetHoldRequest
-	(*SetHoldResponse)(nil),        // 59: ridge.pd.v1.SetHoldResponse
-	(*ReleaseHoldRequest)(nil),     // 60: ridge.pd.v1.ReleaseHoldRequest
-	(*ReleaseHoldResponse)(nil),    // 61: ridge.pd.v1.ReleaseHoldResponse
-	(v1.ErrorClass)(0),             // 62: ridge.kv.v1.ErrorClass
-	(*v11.Store)(nil),              // 63: ridge.meta.v1.Store
-	(*v11.Range)(nil),              // 64: ridge.meta.v1.Range
-	(v11.DiskState)(0),             // 65: ridge.meta.v1.DiskState
-	(*v11.Leader)(nil),             // 66: ridge.meta.v1.Leader
-	(v11.Role)(0),                  // 67: ridge.meta.v1.Role
-	(*v11.Epoch)(nil),              // 68: ridge.meta.v1.Epoch
-	(*v11.Span)(nil),               // 69: ridge.meta.v1.Span
-	(v11.StoreState)(0),            // 70: ridge.meta.v1.StoreState
+	(LabelConstraint_Op)(0),        // 1: ridge.pd.v1.LabelConstraint.Op
+	(*PDError)(nil),                // 2: ridge.pd.v1.PDError
+	(*RequestHeader)(nil),          // 3: ridge.pd.v1.RequestHeader
+	(*Member)(nil),                 // 4: ridge.pd.v1.Member
+	(*MembersRequest)(nil),         // 5: ridge.pd.v1.MembersRequest
+	(*MembersResponse)(nil),        // 6: ridge.pd.v1.MembersResponse
+	(*StatusRequest)(nil),          // 7: ridge.pd.v1.StatusRequest
+	(*StatusResponse)(nil),         // 8: ridge.pd.v1.StatusResponse
+	(*ClusterConfig)(nil),          // 9: ridge.pd.v1.ClusterConfig
+	(*LabelConstraint)(nil),        // 10: ridge.pd.v1.LabelConstraint
+	(*PlacementRule)(nil),          // 11: ridge.pd.v1.PlacementRule
+	(*SetRuleRequest)(nil),         // 12: ridge.pd.v1.SetRuleRequest
+	(*SetRuleResponse)(nil),        // 13: ridge.pd.v1.SetRuleResponse
+	(*DeleteRuleRequest)(nil),      // 14: ridge.pd.v1.DeleteRuleRequest
+	(*DeleteRuleResponse)(nil),     // 15: ridge.pd.v1.DeleteRuleResponse
+	(*ListRulesRequest)(nil),       // 16: ridge.pd.v1.ListRulesRequest
+	(*ListRulesResponse)(nil),      // 17: ridge.pd.v1.ListRulesResponse
+	(*RegisterStoreRequest)(nil),   // 18: ridge.pd.v1.RegisterStoreRequest
+	(*RegisterStoreResponse)(nil),  // 19: ridge.pd.v1.RegisterStoreResponse
+	(*StoreStats)(nil),             // 20: ridge.pd.v1.StoreStats
+	(*StoreHeartbeatRequest)(nil),  // 21: ridge.pd.v1.StoreHeartbeatRequest
+	(*StoreHeartbeatResponse)(nil), // 22: ridge.pd.v1.StoreHeartbeatResponse
+	(*ReplicaHealth)(nil),          // 23: ridge.pd.v1.ReplicaHealth
+	(*RangeReport)(nil),            // 24: ridge.pd.v1.RangeReport
+	(*LocalReplica)(nil),           // 25: ridge.pd.v1.LocalReplica
+	(*RangeHeartbeatRequest)(nil),  // 26: ridge.pd.v1.RangeHeartbeatRequest
+	(*OrderFailure)(nil),           // 27: ridge.pd.v1.OrderFailure
+	(*RangeHeartbeatResponse)(nil), // 28: ridge.pd.v1.RangeHeartbeatResponse
+	(*Order)(nil),                  // 29: ridge.pd.v1.Order
+	(*AddLearner)(nil),             // 30: ridge.pd.v1.AddLearner
+	(*Promote)(nil),                // 31: ridge.pd.v1.Promote
+	(*RemoveReplica)(nil),          // 32: ridge.pd.v1.RemoveReplica
+	(*TransferLeader)(nil),         // 33: ridge.pd.v1.TransferLeader
+	(*SplitOrder)(nil),             // 34: ridge.pd.v1.SplitOrder
+	(*DestroyReplica)(nil),         // 35: ridge.pd.v1.DestroyReplica
+	(*CreateReplica)(nil),          // 36: ridge.pd.v1.CreateReplica
+	(*AllocateIdsRequest)(nil),     // 37: ridge.pd.v1.AllocateIdsRequest
+	(*AllocateIdsResponse)(nil),    // 38: ridge.pd.v1.AllocateIdsResponse
+	(*AskSplitRequest)(nil),        // 39: ridge.pd.v1.AskSplitRequest
+	(*AskSplitResponse)(nil),       // 40: ridge.pd.v1.AskSplitResponse
+	(*ReportSplitRequest)(nil),     // 41: ridge.pd.v1.ReportSplitRequest
+	(*ReportSplitResponse)(nil),    // 42: ridge.pd.v1.ReportSplitResponse
+	(*Route)(nil),                  // 43: ridge.pd.v1.Route
+	(*GetRouteRequest)(nil),        // 44: ridge.pd.v1.GetRouteRequest
+	(*GetRouteResponse)(nil),       // 45: ridge.pd.v1.GetRouteResponse
+	(*ListRoutesRequest)(nil),      // 46: ridge.pd.v1.ListRoutesRequest
+	(*ListRoutesResponse)(nil),     // 47: ridge.pd.v1.ListRoutesResponse
+	(*GetRangeRequest)(nil),        // 48: ridge.pd.v1.GetRangeRequest
+	(*GetRangeResponse)(nil),       // 49: ridge.pd.v1.GetRangeResponse
+	(*WatchRoutesRequest)(nil),     // 50: ridge.pd.v1.WatchRoutesRequest
+	(*WatchRoutesResponse)(nil),    // 51: ridge.pd.v1.WatchRoutesResponse
+	(*SplitRangeRequest)(nil),      // 52: ridge.pd.v1.SplitRangeRequest
+	(*SplitRangeResponse)(nil),     // 53: ridge.pd.v1.SplitRangeResponse
+	(*ListStoresRequest)(nil),      // 54: ridge.pd.v1.ListStoresRequest
+	(*StoreInfo)(nil),              // 55: ridge.pd.v1.StoreInfo
+	(*ListStoresResponse)(nil),     // 56: ridge.pd.v1.ListStoresResponse
+	(*SetStoreStateRequest)(nil),   // 57: ridge.pd.v1.SetStoreStateRequest
+	(*SetStoreStateResponse)(nil),  // 58: ridge.pd.v1.SetStoreStateResponse
+	(*ListOperatorsRequest)(nil),   // 59: ridge.pd.v1.ListOperatorsRequest
+	(*OperatorInfo)(nil),           // 60: ridge.pd.v1.OperatorInfo
+	(*Verdict)(nil),                // 61: ridge.pd.v1.Verdict
+	(*ListOperatorsResponse)(nil),  // 62: ridge.pd.v1.ListOperatorsResponse
+	(*TimestampsRequest)(nil),      // 63: ridge.pd.v1.TimestampsRequest
+	(*TimestampsResponse)(nil),     // 64: ridge.pd.v1.TimestampsResponse
+	(*GetSafePointRequest)(nil),    // 65: ridge.pd.v1.GetSafePointRequest
+	(*GetSafePointResponse)(nil),   // 66: ridge.pd.v1.GetSafePointResponse
+	(*Hold)(nil),                   // 67: ridge.pd.v1.Hold
+	(*SetHoldRequest)(nil),         // 68: ridge.pd.v1.SetHoldRequest
+	(*SetHoldResponse)(nil),        // 69: ridge.pd.v1.SetHoldResponse
+	(*ReleaseHoldRequest)(nil),     // 70: ridge.pd.v1.ReleaseHoldRequest
+	(*ReleaseHoldResponse)(nil),    // 71: ridge.pd.v1.ReleaseHoldResponse
+	(v1.ErrorClass)(0),             // 72: ridge.kv.v1.ErrorClass
+	(*v11.Span)(nil),               // 73: ridge.meta.v1.Span
+	(*v11.Store)(nil),              // 74: ridge.meta.v1.Store
+	(*v11.Range)(nil),              // 75: ridge.meta.v1.Range
+	(v11.DiskState)(0),             // 76: ridge.meta.v1.DiskState
+	(*v11.Leader)(nil),             // 77: ridge.meta.v1.Leader
+	(v11.Role)(0),                  // 78: ridge.meta.v1.Role
+	(*v11.Epoch)(nil),              // 79: ridge.meta.v1.Epoch
+	(v11.StoreState)(0),            // 80: ridge.meta.v1.StoreState
 }
 var file_ridge_pd_v1_pd_proto_depIdxs = []int32{
 	0,   // 0: ridge.pd.v1.PDError.reason:type_name -> ridge.pd.v1.PDErrorReason
-	62,  // 1: ridge.pd.v1.PDError.class:type_name -> ridge.kv.v1.ErrorClass
-	1,   // 2: ridge.pd.v1.MembersResponse.error:type_name -> ridge.pd.v1.PDError
-	3,   // 3: ridge.pd.v1.MembersResponse.members:type_name -> ridge.pd.v1.Member
-	1,   // 4: ridge.pd.v1.StatusResponse.error:type_name -> ridge.pd.v1.PDError
-	8,   // 5: ridge.pd.v1.StatusResponse.config:type_name -> ridge.pd.v1.ClusterConfig
-	2,   // 6: ridge.pd.v1.RegisterStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	63,  // 7: ridge.pd.v1.RegisterStoreRequest.store:type_name -> ridge.meta.v1.Store
-	1,   // 8: ridge.pd.v1.RegisterStoreResponse.error:type_name -> ridge.pd.v1.PDError
-	64,  // 9: ridge.pd.v1.RegisterStoreResponse.first_range:type_name -> ridge.meta.v1.Range
-	8,   // 10: ridge.pd.v1.RegisterStoreResponse.config:type_name -> ridge.pd.v1.ClusterConfig
-	63,  // 11: ridge.pd.v1.RegisterStoreResponse.stores:type_name -> ridge.meta.v1.Store
-	2,   // 12: ridge.pd.v1.StoreHeartbeatRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	11,  // 13: ridge.pd.v1.StoreHeartbeatRequest.stats:type_name -> ridge.pd.v1.StoreStats
-	65,  // 14: ridge.pd.v1.StoreHeartbeatRequest.disk_state:type_name -> ridge.meta.v1.DiskState
-	1,   // 15: ridge.pd.v1.StoreHeartbeatResponse.error:type_name -> ridge.pd.v1.PDError
-	63,  // 16: ridge.pd.v1.StoreHeartbeatResponse.stores:type_name -> ridge.meta.v1.Store
-	8,   // 17: ridge.pd.v1.StoreHeartbeatResponse.config:type_name -> ridge.pd.v1.ClusterConfig
-	64,  // 18: ridge.pd.v1.RangeReport.range:type_name -> ridge.meta.v1.Range
-	66,  // 19: ridge.pd.v1.RangeReport.leader:type_name -> ridge.meta.v1.Leader
-	14,  // 20: ridge.pd.v1.RangeReport.health:type_name -> ridge.pd.v1.ReplicaHealth
-	67,  // 21: ridge.pd.v1.LocalReplica.role:type_name -> ridge.meta.v1.Role
-	2,   // 22: ridge.pd.v1.RangeHeartbeatRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	15,  // 23: ridge.pd.v1.RangeHeartbeatRequest.ranges:type_name -> ridge.pd.v1.RangeReport
-	16,  // 24: ridge.pd.v1.RangeHeartbeatRequest.replicas:type_name -> ridge.pd.v1.LocalReplica
-	1,   // 25: ridge.pd.v1.RangeHeartbeatResponse.error:type_name -> ridge.pd.v1.PDError
-	19,  // 26: ridge.pd.v1.RangeHeartbeatResponse.orders:type_name -> ridge.pd.v1.Order
-	68,  // 27: ridge.pd.v1.Order.epoch:type_name -> ridge.meta.v1.Epoch
-	20,  // 28: ridge.pd.v1.Order.add_learner:type_name -> ridge.pd.v1.AddLearner
-	21,  // 29: ridge.pd.v1.Order.promote:type_name -> ridge.pd.v1.Promote
-	22,  // 30: ridge.pd.v1.Order.remove_replica:type_name -> ridge.pd.v1.RemoveReplica
-	23,  // 31: ridge.pd.v1.Order.transfer_leader:type_name -> ridge.pd.v1.TransferLeader
-	24,  // 32: ridge.pd.v1.Order.split:type_name -> ridge.pd.v1.SplitOrder
-	25,  // 33: ridge.pd.v1.Order.destroy_replica:type_name -> ridge.pd.v1.DestroyReplica
-	26,  // 34: ridge.pd.v1.Order.create_replica:type_name -> ridge.pd.v1.CreateReplica
-	2,   // 35: ridge.pd.v1.AllocateIdsRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	1,   // 36: ridge.pd.v1.AllocateIdsResponse.error:type_name -> ridge.pd.v1.PDError
-	2,   // 37: ridge.pd.v1.AskSplitRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	64,  // 38: ridge.pd.v1.AskSplitRequest.range:type_name -> ridge.meta.v1.Range
-	1,   // 39: ridge.pd.v1.AskSplitResponse.error:type_name -> ridge.pd.v1.PDError
-	2,   // 40: ridge.pd.v1.ReportSplitRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	15,  // 41: ridge.pd.v1.ReportSplitRequest.left:type_name -> ridge.pd.v1.RangeReport
-	15,  // 42: ridge.pd.v1.ReportSplitRequest.right:type_name -> ridge.pd.v1.RangeReport
-	1,   // 43: ridge.pd.v1.ReportSplitResponse.error:type_name -> ridge.pd.v1.PDError
-	64,  // 44: ridge.pd.v1.Route.range:type_name -> ridge.meta.v1.Range
-	66,  // 45: ridge.pd.v1.Route.leader:type_name -> ridge.meta.v1.Leader
-	2,   // 46: ridge.pd.v1.GetRouteRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	1,   // 47: ridge.pd.v1.GetRouteResponse.error:type_name -> ridge.pd.v1.PDError
-	33,  // 48: ridge.pd.v1.GetRouteResponse.route:type_name -> ridge.pd.v1.Route
-	63,  // 49: ridge.pd.v1.GetRouteResponse.stores:type_name -> ridge.meta.v1.Store
-	2,   // 50: ridge.pd.v1.ListRoutesRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	69,  // 51: ridge.pd.v1.ListRoutesRequest.span:type_name -> ridge.meta.v1.Span
-	1,   // 52: ridge.pd.v1.ListRoutesResponse.error:type_name -> ridge.pd.v1.PDError
-	33,  // 53: ridge.pd.v1.ListRoutesResponse.routes:type_name -> ridge.pd.v1.Route
-	63,  // 54: ridge.pd.v1.ListRoutesResponse.stores:type_name -> ridge.meta.v1.Store
-	2,   // 55: ridge.pd.v1.GetRangeRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	1,   // 56: ridge.pd.v1.GetRangeResponse.error:type_name -> ridge.pd.v1.PDError
-	33,  // 57: ridge.pd.v1.GetRangeResponse.route:type_name -> ridge.pd.v1.Route
-	14,  // 58: ridge.pd.v1.GetRangeResponse.health:type_name -> ridge.pd.v1.ReplicaHealth
-	2,   // 59: ridge.pd.v1.WatchRoutesRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	69,  // 60: ridge.pd.v1.WatchRoutesRequest.span:type_name -> ridge.meta.v1.Span
-	1,   // 61: ridge.pd.v1.WatchRoutesResponse.error:type_name -> ridge.pd.v1.PDError
-	33,  // 62: ridge.pd.v1.WatchRoutesResponse.routes:type_name -> ridge.pd.v1.Route
-	63,  // 63: ridge.pd.v1.WatchRoutesResponse.stores:type_name -> ridge.meta.v1.Store
-	2,   // 64: ridge.pd.v1.SplitRangeRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	1,   // 65: ridge.pd.v1.SplitRangeResponse.error:type_name -> ridge.pd.v1.PDError
-	64,  // 66: ridge.pd.v1.SplitRangeResponse.range:type_name -> ridge.meta.v1.Range
-	2,   // 67: ridge.pd.v1.ListStoresRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	63,  // 68: ridge.pd.v1.StoreInfo.store:type_name -> ridge.meta.v1.Store
-	11,  // 69: ridge.pd.v1.StoreInfo.stats:type_name -> ridge.pd.v1.StoreStats
-	1,   // 70: ridge.pd.v1.ListStoresResponse.error:type_name -> ridge.pd.v1.PDError
-	45,  // 71: ridge.pd.v1.ListStoresResponse.stores:type_name -> ridge.pd.v1.StoreInfo
-	2,   // 72: ridge.pd.v1.SetStoreStateRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	70,  // 73: ridge.pd.v1.SetStoreStateRequest.state:type_name -> ridge.meta.v1.StoreState
-	1,   // 74: ridge.pd.v1.SetStoreStateResponse.error:type_name -> ridge.pd.v1.PDError
-	63,  // 75: ridge.pd.v1.SetStoreStateResponse.store:type_name -> ridge.meta.v1.Store
-	2,   // 76: ridge.pd.v1.ListOperatorsRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	1,   // 77: ridge.pd.v1.ListOperatorsResponse.error:type_name -> ridge.pd.v1.PDError
-	50,  // 78: ridge.pd.v1.ListOperatorsResponse.operators:type_name -> ridge.pd.v1.OperatorInfo
-	51,  // 79: ridge.pd.v1.ListOperatorsResponse.verdicts:type_name -> ridge.pd.v1.Verdict
-	2,   // 80: ridge.pd.v1.TimestampsRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	1,   // 81: ridge.pd.v1.TimestampsResponse.error:type_name -> ridge.pd.v1.PDError
-	2,   // 82: ridge.pd.v1.GetSafePointRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	1,   // 83: ridge.pd.v1.GetSafePointResponse.error:type_name -> ridge.pd.v1.PDError
-	57,  // 84: ridge.pd.v1.GetSafePointResponse.holds:type_name -> ridge.pd.v1.Hold
-	2,   // 85: ridge.pd.v1.SetHoldRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	1,   // 86: ridge.pd.v1.SetHoldResponse.error:type_name -> ridge.pd.v1.PDError
-	2,   // 87: ridge.pd.v1.ReleaseHoldRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	1,   // 88: ridge.pd.v1.ReleaseHoldResponse.error:type_name -> ridge.pd.v1.PDError
-	4,   // 89: ridge.pd.v1.PDService.Members:input_type -> ridge.pd.v1.MembersRequest
-	6,   // 90: ridge.pd.v1.PDService.Status:input_type -> ridge.pd.v1.StatusRequest
-	9,   // 91: ridge.pd.v1.PDService.RegisterStore:input_type -> ridge.pd.v1.RegisterStoreRequest
-	12,  // 92: ridge.pd.v1.PDService.StoreHeartbeat:input_type -> ridge.pd.v1.StoreHeartbeatRequest
-	17,  // 93: ridge.pd.v1.PDService.RangeHeartbeat:input_type -> ridge.pd.v1.RangeHeartbeatRequest
-	27,  // 94: ridge.pd.v1.PDService.AllocateIds:input_type -> ridge.pd.v1.AllocateIdsRequest
-	29,  // 95: ridge.pd.v1.PDService.AskSplit:input_type -> ridge.pd.v1.AskSplitRequest
-	31,  // 96: ridge.pd.v1.PDService.ReportSplit:input_type -> ridge.pd.v1.ReportSplitRequest
-	34,  // 97: ridge.pd.v1.PDService.GetRoute:input_type -> ridge.pd.v1.GetRouteRequest
-	36,  // 98: ridge.pd.v1.PDService.ListRoutes:input_type -> ridge.pd.v1.ListRoutesRequest
-	38,  // 99: ridge.pd.v1.PDService.GetRange:input_type -> ridge.pd.v1.GetRangeRequest
-	40,  // 100: ridge.pd.v1.PDService.WatchRoutes:input_type -> ridge.pd.v1.WatchRoutesRequest
-	42,  // 101: ridge.pd.v1.PDService.SplitRange:input_type -> ridge.pd.v1.SplitRangeRequest
-	44,  // 102: ridge.pd.v1.PDService.ListStores:input_type -> ridge.pd.v1.ListStoresRequest
-	47,  // 103: ridge.pd.v1.PDService.SetStoreState:input_type -> ridge.pd.v1.SetStoreStateRequest
-	49,  // 104: ridge.pd.v1.PDService.ListOperators:input_type -> ridge.pd.v1.ListOperatorsRequest
-	53,  // 105: ridge.pd.v1.PDService.Timestamps:input_type -> ridge.pd.v1.TimestampsRequest
-	55,  // 106: ridge.pd.v1.PDService.GetSafePoint:input_type -> ridge.pd.v1.GetSafePointRequest
-	58,  // 107: ridge.pd.v1.PDService.SetHold:input_type -> ridge.pd.v1.SetHoldRequest
-	60,  // 108: ridge.pd.v1.PDService.ReleaseHold:input_type -> ridge.pd.v1.ReleaseHoldRequest
-	5,   // 109: ridge.pd.v1.PDService.Members:output_type -> ridge.pd.v1.MembersResponse
-	7,   // 110: ridge.pd.v1.PDService.Status:output_type -> ridge.pd.v1.StatusResponse
-	10,  // 111: ridge.pd.v1.PDService.RegisterStore:output_type -> ridge.pd.v1.RegisterStoreResponse
-	13,  // 112: ridge.pd.v1.PDService.StoreHeartbeat:output_type -> ridge.pd.v1.StoreHeartbeatResponse
-	18,  // 113: ridge.pd.v1.PDService.RangeHeartbeat:output_type -> ridge.pd.v1.RangeHeartbeatResponse
-	28,  // 114: ridge.pd.v1.PDService.AllocateIds:output_type -> ridge.pd.v1.AllocateIdsResponse
-	30,  // 115: ridge.pd.v1.PDService.AskSplit:output_type -> ridge.pd.v1.AskSplitResponse
-	32,  // 116: ridge.pd.v1.PDService.ReportSplit:output_type -> ridge.pd.v1.ReportSplitResponse
-	35,  // 117: ridge.pd.v1.PDService.GetRoute:output_type -> ridge.pd.v1.GetRouteResponse
-	37,  // 118: ridge.pd.v1.PDService.ListRoutes:output_type -> ridge.pd.v1.ListRoutesResponse
-	39,  // 119: ridge.pd.v1.PDService.GetRange:output_type -> ridge.pd.v1.GetRangeResponse
-	41,  // 120: ridge.pd.v1.PDService.WatchRoutes:output_type -> ridge.pd.v1.WatchRoutesResponse
-	43,  // 121: ridge.pd.v1.PDService.SplitRange:output_type -> ridge.pd.v1.SplitRangeResponse
-	46,  // 122: ridge.pd.v1.PDService.ListStores:output_type -> ridge.pd.v1.ListStoresResponse
-	48,  // 123: ridge.pd.v1.PDService.SetStoreState:output_type -> ridge.pd.v1.SetStoreStateResponse
-	52,  // 124: ridge.pd.v1.PDService.ListOperators:output_type -> ridge.pd.v1.ListOperatorsResponse
-	54,  // 125: ridge.pd.v1.PDService.Timestamps:output_type -> ridge.pd.v1.TimestampsResponse
-	56,  // 126: ridge.pd.v1.PDService.GetSafePoint:output_type -> ridge.pd.v1.GetSafePointResponse
-	59,  // 127: ridge.pd.v1.PDService.SetHold:output_type -> ridge.pd.v1.SetHoldResponse
-	61,  // 128: ridge.pd.v1.PDService.ReleaseHold:output_type -> ridge.pd.v1.ReleaseHoldResponse
-	109, // [109:129] is the sub-list for method output_type
-	89,  // [89:109] is the sub-list for method input_type
-	89,  // [89:89] is the sub-list for extension type_name
-	89,  // [89:89] is the sub-list for extension extendee
-	0,   // [0:89] is the sub-list for field type_name
+	72,  // 1: ridge.pd.v1.PDError.class:type_name -> ridge.kv.v1.ErrorClass
+	2,   // 2: ridge.pd.v1.MembersResponse.error:type_name -> ridge.pd.v1.PDError
+	4,   // 3: ridge.pd.v1.MembersResponse.members:type_name -> ridge.pd.v1.Member
+	2,   // 4: ridge.pd.v1.StatusResponse.error:type_name -> ridge.pd.v1.PDError
+	9,   // 5: ridge.pd.v1.StatusResponse.config:type_name -> ridge.pd.v1.ClusterConfig
+	1,   // 6: ridge.pd.v1.LabelConstraint.op:type_name -> ridge.pd.v1.LabelConstraint.Op
+	73,  // 7: ridge.pd.v1.PlacementRule.span:type_name -> ridge.meta.v1.Span
+	10,  // 8: ridge.pd.v1.PlacementRule.constraints:type_name -> ridge.pd.v1.LabelConstraint
+	10,  // 9: ridge.pd.v1.PlacementRule.leader_preference:type_name -> ridge.pd.v1.LabelConstraint
+	3,   // 10: ridge.pd.v1.SetRuleRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	11,  // 11: ridge.pd.v1.SetRuleRequest.rule:type_name -> ridge.pd.v1.PlacementRule
+	2,   // 12: ridge.pd.v1.SetRuleResponse.error:type_name -> ridge.pd.v1.PDError
+	11,  // 13: ridge.pd.v1.SetRuleResponse.rule:type_name -> ridge.pd.v1.PlacementRule
+	3,   // 14: ridge.pd.v1.DeleteRuleRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	2,   // 15: ridge.pd.v1.DeleteRuleResponse.error:type_name -> ridge.pd.v1.PDError
+	3,   // 16: ridge.pd.v1.ListRulesRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	2,   // 17: ridge.pd.v1.ListRulesResponse.error:type_name -> ridge.pd.v1.PDError
+	11,  // 18: ridge.pd.v1.ListRulesResponse.rules:type_name -> ridge.pd.v1.PlacementRule
+	3,   // 19: ridge.pd.v1.RegisterStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	74,  // 20: ridge.pd.v1.RegisterStoreRequest.store:type_name -> ridge.meta.v1.Store
+	2,   // 21: ridge.pd.v1.RegisterStoreResponse.error:type_name -> ridge.pd.v1.PDError
+	75,  // 22: ridge.pd.v1.RegisterStoreResponse.first_range:type_name -> ridge.meta.v1.Range
+	9,   // 23: ridge.pd.v1.RegisterStoreResponse.config:type_name -> ridge.pd.v1.ClusterConfig
+	74,  // 24: ridge.pd.v1.RegisterStoreResponse.stores:type_name -> ridge.meta.v1.Store
+	3,   // 25: ridge.pd.v1.StoreHeartbeatRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	20,  // 26: ridge.pd.v1.StoreHeartbeatRequest.stats:type_name -> ridge.pd.v1.StoreStats
+	76,  // 27: ridge.pd.v1.StoreHeartbeatRequest.disk_state:type_name -> ridge.meta.v1.DiskState
+	2,   // 28: ridge.pd.v1.StoreHeartbeatResponse.error:type_name -> ridge.pd.v1.PDError
+	74,  // 29: ridge.pd.v1.StoreHeartbeatResponse.stores:type_name -> ridge.meta.v1.Store
+	9,   // 30: ridge.pd.v1.StoreHeartbeatResponse.config:type_name -> ridge.pd.v1.ClusterConfig
+	75,  // 31: ridge.pd.v1.RangeReport.range:type_name -> ridge.meta.v1.Range
+	77,  // 32: ridge.pd.v1.RangeReport.leader:type_name -> ridge.meta.v1.Leader
+	23,  // 33: ridge.pd.v1.RangeReport.health:type_name -> ridge.pd.v1.ReplicaHealth
+	78,  // 34: ridge.pd.v1.LocalReplica.role:type_name -> ridge.meta.v1.Role
+	3,   // 35: ridge.pd.v1.RangeHeartbeatRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	24,  // 36: ridge.pd.v1.RangeHeartbeatRequest.ranges:type_name -> ridge.pd.v1.RangeReport
+	25,  // 37: ridge.pd.v1.RangeHeartbeatRequest.replicas:type_name -> ridge.pd.v1.LocalReplica
+	27,  // 38: ridge.pd.v1.RangeHeartbeatRequest.failures:type_name -> ridge.pd.v1.OrderFailure
+	2,   // 39: ridge.pd.v1.RangeHeartbeatResponse.error:type_name -> ridge.pd.v1.PDError
+	29,  // 40: ridge.pd.v1.RangeHeartbeatResponse.orders:type_name -> ridge.pd.v1.Order
+	79,  // 41: ridge.pd.v1.Order.epoch:type_name -> ridge.meta.v1.Epoch
+	30,  // 42: ridge.pd.v1.Order.add_learner:type_name -> ridge.pd.v1.AddLearner
+	31,  // 43: ridge.pd.v1.Order.promote:type_name -> ridge.pd.v1.Promote
+	32,  // 44: ridge.pd.v1.Order.remove_replica:type_name -> ridge.pd.v1.RemoveReplica
+	33,  // 45: ridge.pd.v1.Order.transfer_leader:type_name -> ridge.pd.v1.TransferLeader
+	34,  // 46: ridge.pd.v1.Order.split:type_name -> ridge.pd.v1.SplitOrder
+	35,  // 47: ridge.pd.v1.Order.destroy_replica:type_name -> ridge.pd.v1.DestroyReplica
+	36,  // 48: ridge.pd.v1.Order.create_replica:type_name -> ridge.pd.v1.CreateReplica
+	3,   // 49: ridge.pd.v1.AllocateIdsRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	2,   // 50: ridge.pd.v1.AllocateIdsResponse.error:type_name -> ridge.pd.v1.PDError
+	3,   // 51: ridge.pd.v1.AskSplitRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	75,  // 52: ridge.pd.v1.AskSplitRequest.range:type_name -> ridge.meta.v1.Range
+	2,   // 53: ridge.pd.v1.AskSplitResponse.error:type_name -> ridge.pd.v1.PDError
+	3,   // 54: ridge.pd.v1.ReportSplitRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	24,  // 55: ridge.pd.v1.ReportSplitRequest.left:type_name -> ridge.pd.v1.RangeReport
+	24,  // 56: ridge.pd.v1.ReportSplitRequest.right:type_name -> ridge.pd.v1.RangeReport
+	2,   // 57: ridge.pd.v1.ReportSplitResponse.error:type_name -> ridge.pd.v1.PDError
+	75,  // 58: ridge.pd.v1.Route.range:type_name -> ridge.meta.v1.Range
+	77,  // 59: ridge.pd.v1.Route.leader:type_name -> ridge.meta.v1.Leader
+	3,   // 60: ridge.pd.v1.GetRouteRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	2,   // 61: ridge.pd.v1.GetRouteResponse.error:type_name -> ridge.pd.v1.PDError
+	43,  // 62: ridge.pd.v1.GetRouteResponse.route:type_name -> ridge.pd.v1.Route
+	74,  // 63: ridge.pd.v1.GetRouteResponse.stores:type_name -> ridge.meta.v1.Store
+	3,   // 64: ridge.pd.v1.ListRoutesRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	73,  // 65: ridge.pd.v1.ListRoutesRequest.span:type_name -> ridge.meta.v1.Span
+	2,   // 66: ridge.pd.v1.ListRoutesResponse.error:type_name -> ridge.pd.v1.PDError
+	43,  // 67: ridge.pd.v1.ListRoutesResponse.routes:type_name -> ridge.pd.v1.Route
+	74,  // 68: ridge.pd.v1.ListRoutesResponse.stores:type_name -> ridge.meta.v1.Store
+	3,   // 69: ridge.pd.v1.GetRangeRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	2,   // 70: ridge.pd.v1.GetRangeResponse.error:type_name -> ridge.pd.v1.PDError
+	43,  // 71: ridge.pd.v1.GetRangeResponse.route:type_name -> ridge.pd.v1.Route
+	23,  // 72: ridge.pd.v1.GetRangeResponse.health:type_name -> ridge.pd.v1.ReplicaHealth
+	3,   // 73: ridge.pd.v1.WatchRoutesRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	73,  // 74: ridge.pd.v1.WatchRoutesRequest.span:type_name -> ridge.meta.v1.Span
+	2,   // 75: ridge.pd.v1.WatchRoutesResponse.error:type_name -> ridge.pd.v1.PDError
+	43,  // 76: ridge.pd.v1.WatchRoutesResponse.routes:type_name -> ridge.pd.v1.Route
+	74,  // 77: ridge.pd.v1.WatchRoutesResponse.stores:type_name -> ridge.meta.v1.Store
+	3,   // 78: ridge.pd.v1.SplitRangeRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	2,   // 79: ridge.pd.v1.SplitRangeResponse.error:type_name -> ridge.pd.v1.PDError
+	75,  // 80: ridge.pd.v1.SplitRangeResponse.range:type_name -> ridge.meta.v1.Range
+	3,   // 81: ridge.pd.v1.ListStoresRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	74,  // 82: ridge.pd.v1.StoreInfo.store:type_name -> ridge.meta.v1.Store
+	20,  // 83: ridge.pd.v1.StoreInfo.stats:type_name -> ridge.pd.v1.StoreStats
+	2,   // 84: ridge.pd.v1.ListStoresResponse.error:type_name -> ridge.pd.v1.PDError
+	55,  // 85: ridge.pd.v1.ListStoresResponse.stores:type_name -> ridge.pd.v1.StoreInfo
+	3,   // 86: ridge.pd.v1.SetStoreStateRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	80,  // 87: ridge.pd.v1.SetStoreStateRequest.state:type_name -> ridge.meta.v1.StoreState
+	2,   // 88: ridge.pd.v1.SetStoreStateResponse.error:type_name -> ridge.pd.v1.PDError
+	74,  // 89: ridge.pd.v1.SetStoreStateResponse.store:type_name -> ridge.meta.v1.Store
+	3,   // 90: ridge.pd.v1.ListOperatorsRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	2,   // 91: ridge.pd.v1.ListOperatorsResponse.error:type_name -> ridge.pd.v1.PDError
+	60,  // 92: ridge.pd.v1.ListOperatorsResponse.operators:type_name -> ridge.pd.v1.OperatorInfo
+	61,  // 93: ridge.pd.v1.ListOperatorsResponse.verdicts:type_name -> ridge.pd.v1.Verdict
+	3,   // 94: ridge.pd.v1.TimestampsRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	2,   // 95: ridge.pd.v1.TimestampsResponse.error:type_name -> ridge.pd.v1.PDError
+	3,   // 96: ridge.pd.v1.GetSafePointRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	2,   // 97: ridge.pd.v1.GetSafePointResponse.error:type_name -> ridge.pd.v1.PDError
+	67,  // 98: ridge.pd.v1.GetSafePointResponse.holds:type_name -> ridge.pd.v1.Hold
+	3,   // 99: ridge.pd.v1.SetHoldRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	2,   // 100: ridge.pd.v1.SetHoldResponse.error:type_name -> ridge.pd.v1.PDError
+	3,   // 101: ridge.pd.v1.ReleaseHoldRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	2,   // 102: ridge.pd.v1.ReleaseHoldResponse.error:type_name -> ridge.pd.v1.PDError
+	5,   // 103: ridge.pd.v1.PDService.Members:input_type -> ridge.pd.v1.MembersRequest
+	7,   // 104: ridge.pd.v1.PDService.Status:input_type -> ridge.pd.v1.StatusRequest
+	18,  // 105: ridge.pd.v1.PDService.RegisterStore:input_type -> ridge.pd.v1.RegisterStoreRequest
+	21,  // 106: ridge.pd.v1.PDService.StoreHeartbeat:input_type -> ridge.pd.v1.StoreHeartbeatRequest
+	26,  // 107: ridge.pd.v1.PDService.RangeHeartbeat:input_type -> ridge.pd.v1.RangeHeartbeatRequest
+	37,  // 108: ridge.pd.v1.PDService.AllocateIds:input_type -> ridge.pd.v1.AllocateIdsRequest
+	39,  // 109: ridge.pd.v1.PDService.AskSplit:input_type -> ridge.pd.v1.AskSplitRequest
+	41,  // 110: ridge.pd.v1.PDService.ReportSplit:input_type -> ridge.pd.v1.ReportSplitRequest
+	44,  // 111: ridge.pd.v1.PDService.GetRoute:input_type -> ridge.pd.v1.GetRouteRequest
+	46,  // 112: ridge.pd.v1.PDService.ListRoutes:input_type -> ridge.pd.v1.ListRoutesRequest
+	48,  // 113: ridge.pd.v1.PDService.GetRange:input_type -> ridge.pd.v1.GetRangeRequest
+	50,  // 114: ridge.pd.v1.PDService.WatchRoutes:input_type -> ridge.pd.v1.WatchRoutesRequest
+	52,  // 115: ridge.pd.v1.PDService.SplitRange:input_type -> ridge.pd.v1.SplitRangeRequest
+	54,  // 116: ridge.pd.v1.PDService.ListStores:input_type -> ridge.pd.v1.ListStoresRequest
+	57,  // 117: ridge.pd.v1.PDService.SetStoreState:input_type -> ridge.pd.v1.SetStoreStateRequest
+	12,  // 118: ridge.pd.v1.PDService.SetRule:input_type -> ridge.pd.v1.SetRuleRequest
+	14,  // 119: ridge.pd.v1.PDService.DeleteRule:input_type -> ridge.pd.v1.DeleteRuleRequest
+	16,  // 120: ridge.pd.v1.PDService.ListRules:input_type -> ridge.pd.v1.ListRulesRequest
+	59,  // 121: ridge.pd.v1.PDService.ListOperators:input_type -> ridge.pd.v1.ListOperatorsRequest
+	63,  // 122: ridge.pd.v1.PDService.Timestamps:input_type -> ridge.pd.v1.TimestampsRequest
+	65,  // 123: ridge.pd.v1.PDService.GetSafePoint:input_type -> ridge.pd.v1.GetSafePointRequest
+	68,  // 124: ridge.pd.v1.PDService.SetHold:input_type -> ridge.pd.v1.SetHoldRequest
+	70,  // 125: ridge.pd.v1.PDService.ReleaseHold:input_type -> ridge.pd.v1.ReleaseHoldRequest
+	6,   // 126: ridge.pd.v1.PDService.Members:output_type -> ridge.pd.v1.MembersResponse
+	8,   // 127: ridge.pd.v1.PDService.Status:output_type -> ridge.pd.v1.StatusResponse
+	19,  // 128: ridge.pd.v1.PDService.RegisterStore:output_type -> ridge.pd.v1.RegisterStoreResponse
+	22,  // 129: ridge.pd.v1.PDService.StoreHeartbeat:output_type -> ridge.pd.v1.StoreHeartbeatResponse
+	28,  // 130: ridge.pd.v1.PDService.RangeHeartbeat:output_type -> ridge.pd.v1.RangeHeartbeatResponse
+	38,  // 131: ridge.pd.v1.PDService.AllocateIds:output_type -> ridge.pd.v1.AllocateIdsResponse
+	40,  // 132: ridge.pd.v1.PDService.AskSplit:output_type -> ridge.pd.v1.AskSplitResponse
+	42,  // 133: ridge.pd.v1.PDService.ReportSplit:output_type -> ridge.pd.v1.ReportSplitResponse
+	45,  // 134: ridge.pd.v1.PDService.GetRoute:output_type -> ridge.pd.v1.GetRouteResponse
+	47,  // 135: ridge.pd.v1.PDService.ListRoutes:output_type -> ridge.pd.v1.ListRoutesResponse
+	49,  // 136: ridge.pd.v1.PDService.GetRange:output_type -> ridge.pd.v1.GetRangeResponse
+	51,  // 137: ridge.pd.v1.PDService.WatchRoutes:output_type -> ridge.pd.v1.WatchRoutesResponse
+	53,  // 138: ridge.pd.v1.PDService.SplitRange:output_type -> ridge.pd.v1.SplitRangeResponse
+	56,  // 139: ridge.pd.v1.PDService.ListStores:output_type -> ridge.pd.v1.ListStoresResponse
+	58,  // 140: ridge.pd.v1.PDService.SetStoreState:output_type -> ridge.pd.v1.SetStoreStateResponse
+	13,  // 141: ridge.pd.v1.PDService.SetRule:output_type -> ridge.pd.v1.SetRuleResponse
+	15,  // 142: ridge.pd.v1.PDService.DeleteRule:output_type -> ridge.pd.v1.DeleteRuleResponse
+	17,  // 143: ridge.pd.v1.PDService.ListRules:output_type -> ridge.pd.v1.ListRulesResponse
+	62,  // 144: ridge.pd.v1.PDService.ListOperators:output_type -> ridge.pd.v1.ListOperatorsResponse
+	64,  // 145: ridge.pd.v1.PDService.Timestamps:output_type -> ridge.pd.v1.TimestampsResponse
+	66,  // 146: ridge.pd.v1.PDService.GetSafePoint:output_type -> ridge.pd.v1.GetSafePointResponse
+	69,  // 147: ridge.pd.v1.PDService.SetHold:output_type -> ridge.pd.v1.SetHoldResponse
+	71,  // 148: ridge.pd.v1.PDService.ReleaseHold:output_type -> ridge.pd.v1.ReleaseHoldResponse
+	126, // [126:149] is the sub-list for method output_type
+	103, // [103:126] is the sub-list for method input_type
+	103, // [103:103] is the sub-list for extension type_name
+	103, // [103:103] is the sub-list for extension extendee
+	0,   // [0:103] is the sub-list for field type_name
 }
 
 func init() { file_ridge_pd_v1_pd_proto_init() }
@@ -4541,7 +5411,7 @@ func file_ridge_pd_v1_pd_proto_init() {
 	if File_ridge_pd_v1_pd_proto != nil {
 		return
 	}
-	file_ridge_pd_v1_pd_proto_msgTypes[18].OneofWrappers = []any{
+	file_ridge_pd_v1_pd_proto_msgTypes[27].OneofWrappers = []any{
 		(*Order_AddLearner)(nil),
 		(*Order_Promote)(nil),
 		(*Order_RemoveReplica)(nil),
@@ -4555,8 +5425,8 @@ func file_ridge_pd_v1_pd_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ridge_pd_v1_pd_proto_rawDesc), len(file_ridge_pd_v1_pd_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   61,
+			NumEnums:      2,
+			NumMessages:   70,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -36,6 +36,9 @@ const (
 	PDService_SplitRange_FullMethodName     = "/ridge.pd.v1.PDService/SplitRange"
 	PDService_ListStores_FullMethodName     = "/ridge.pd.v1.PDService/ListStores"
 	PDService_SetStoreState_FullMethodName  = "/ridge.pd.v1.PDService/SetStoreState"
+	PDService_SetRule_FullMethodName        = "/ridge.pd.v1.PDService/SetRule"
+	PDService_DeleteRule_FullMethodName     = "/ridge.pd.v1.PDService/DeleteRule"
+	PDService_ListRules_FullMethodName      = "/ridge.pd.v1.PDService/ListRules"
 	PDService_ListOperators_FullMethodName  = "/ridge.pd.v1.PDService/ListOperators"
 	PDService_Timestamps_FullMethodName     = "/ridge.pd.v1.PDService/Timestamps"
 	PDService_GetSafePoint_FullMethodName   = "/ridge.pd.v1.PDService/GetSafePoint"
@@ -74,6 +77,11 @@ type PDServiceClient interface {
 	// SetStoreState is an administrator's word on a store: UP, DRAINING, LEAVING
 	// or GONE. GONE is for ever: its data is lost and its replicas are replaced.
 	SetStoreState(ctx context.Context, in *SetStoreStateRequest, opts ...grpc.CallOption) (*SetStoreStateResponse, error)
+	// SetRule creates or replaces a placement rule. One that the stores of the
+	// cluster cannot satisfy is refused, with what would make it possible.
+	SetRule(ctx context.Context, in *SetRuleRequest, opts ...grpc.CallOption) (*SetRuleResponse, error)
+	DeleteRule(ctx context.Context, in *DeleteRuleRequest, opts ...grpc.CallOption) (*DeleteRuleResponse, error)
+	ListRules(ctx context.Context, in *ListRulesRequest, opts ...grpc.CallOption) (*ListRulesResponse, error)
 	// ListOperators shows the changes in flight and, for ranges that PD would
 	// like to change but does not, why.
 	ListOperators(ctx context.Context, in *ListOperatorsRequest, opts ...grpc.CallOption) (*ListOperatorsResponse, error)
@@ -255,6 +263,36 @@ func (c *pDServiceClient) SetStoreState(ctx context.Context, in *SetStoreStateRe
 	return out, nil
 }
 
+func (c *pDServiceClient) SetRule(ctx context.Context, in *SetRuleRequest, opts ...grpc.CallOption) (*SetRuleResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetRuleResponse)
+	err := c.cc.Invoke(ctx, PDService_SetRule_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pDServiceClient) DeleteRule(ctx context.Context, in *DeleteRuleRequest, opts ...grpc.CallOption) (*DeleteRuleResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteRuleResponse)
+	err := c.cc.Invoke(ctx, PDService_DeleteRule_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pDServiceClient) ListRules(ctx context.Context, in *ListRulesRequest, opts ...grpc.CallOption) (*ListRulesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListRulesResponse)
+	err := c.cc.Invoke(ctx, PDService_ListRules_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *pDServiceClient) ListOperators(ctx context.Context, in *ListOperatorsRequest, opts ...grpc.CallOption) (*ListOperatorsResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListOperatorsResponse)
@@ -339,6 +377,11 @@ type PDServiceServer interface {
 	// SetStoreState is an administrator's word on a store: UP, DRAINING, LEAVING
 	// or GONE. GONE is for ever: its data is lost and its replicas are replaced.
 	SetStoreState(context.Context, *SetStoreStateRequest) (*SetStoreStateResponse, error)
+	// SetRule creates or replaces a placement rule. One that the stores of the
+	// cluster cannot satisfy is refused, with what would make it possible.
+	SetRule(context.Context, *SetRuleRequest) (*SetRuleResponse, error)
+	DeleteRule(context.Context, *DeleteRuleRequest) (*DeleteRuleResponse, error)
+	ListRules(context.Context, *ListRulesRequest) (*ListRulesResponse, error)
 	// ListOperators shows the changes in flight and, for ranges that PD would
 	// like to change but does not, why.
 	ListOperators(context.Context, *ListOperatorsRequest) (*ListOperatorsResponse, error)
@@ -402,6 +445,15 @@ func (UnimplementedPDServiceServer) ListStores(context.Context, *ListStoresReque
 }
 func (UnimplementedPDServiceServer) SetStoreState(context.Context, *SetStoreStateRequest) (*SetStoreStateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetStoreState not implemented")
+}
+func (UnimplementedPDServiceServer) SetRule(context.Context, *SetRuleRequest) (*SetRuleResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetRule not implemented")
+}
+func (UnimplementedPDServiceServer) DeleteRule(context.Context, *DeleteRuleRequest) (*DeleteRuleResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteRule not implemented")
+}
+func (UnimplementedPDServiceServer) ListRules(context.Context, *ListRulesRequest) (*ListRulesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListRules not implemented")
 }
 func (UnimplementedPDServiceServer) ListOperators(context.Context, *ListOperatorsRequest) (*ListOperatorsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListOperators not implemented")
@@ -691,6 +743,60 @@ func _PDService_SetStoreState_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PDService_SetRule_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetRuleRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PDServiceServer).SetRule(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PDService_SetRule_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PDServiceServer).SetRule(ctx, req.(*SetRuleRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PDService_DeleteRule_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteRuleRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PDServiceServer).DeleteRule(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PDService_DeleteRule_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PDServiceServer).DeleteRule(ctx, req.(*DeleteRuleRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PDService_ListRules_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListRulesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PDServiceServer).ListRules(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PDService_ListRules_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PDServiceServer).ListRules(ctx, req.(*ListRulesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _PDService_ListOperators_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListOperatorsRequest)
 	if err := dec(in); err != nil {
@@ -828,6 +934,18 @@ var PDService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SetStoreState",
 			Handler:    _PDService_SetStoreState_Handler,
+		},
+		{
+			MethodName: "SetRule",
+			Handler:    _PDService_SetRule_Handler,
+		},
+		{
+			MethodName: "DeleteRule",
+			Handler:    _PDService_DeleteRule_Handler,
+		},
+		{
+			MethodName: "ListRules",
+			Handler:    _PDService_ListRules_Handler,
 		},
 		{
 			MethodName: "ListOperators",

@@ -45,6 +45,8 @@ type Command struct {
 	//	*Command_PutConfig
 	//	*Command_ProbeClock
 	//	*Command_AnswerClock
+	//	*Command_PutRule
+	//	*Command_DropRule
 	Command       isCommand_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -213,6 +215,24 @@ func (x *Command) GetAnswerClock() *AnswerClock {
 	return nil
 }
 
+func (x *Command) GetPutRule() *PutRule {
+	if x != nil {
+		if x, ok := x.Command.(*Command_PutRule); ok {
+			return x.PutRule
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetDropRule() *DropRule {
+	if x != nil {
+		if x, ok := x.Command.(*Command_DropRule); ok {
+			return x.DropRule
+		}
+	}
+	return nil
+}
+
 type isCommand_Command interface {
 	isCommand_Command()
 }
@@ -273,6 +293,14 @@ type Command_AnswerClock struct {
 	AnswerClock *AnswerClock `protobuf:"bytes,14,opt,name=answer_clock,json=answerClock,proto3,oneof"`
 }
 
+type Command_PutRule struct {
+	PutRule *PutRule `protobuf:"bytes,15,opt,name=put_rule,json=putRule,proto3,oneof"`
+}
+
+type Command_DropRule struct {
+	DropRule *DropRule `protobuf:"bytes,16,opt,name=drop_rule,json=dropRule,proto3,oneof"`
+}
+
 func (*Command_InitCluster) isCommand_Command() {}
 
 func (*Command_AllocateIds) isCommand_Command() {}
@@ -301,6 +329,10 @@ func (*Command_ProbeClock) isCommand_Command() {}
 
 func (*Command_AnswerClock) isCommand_Command() {}
 
+func (*Command_PutRule) isCommand_Command() {}
+
+func (*Command_DropRule) isCommand_Command() {}
+
 // CommandResult is what applying a command decided.
 type CommandResult struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -312,6 +344,7 @@ type CommandResult struct {
 	Tso           *TSORecord             `protobuf:"bytes,6,opt,name=tso,proto3" json:"tso,omitempty"`
 	GcSafePoint   uint64                 `protobuf:"varint,7,opt,name=gc_safe_point,json=gcSafePoint,proto3" json:"gc_safe_point,omitempty"`
 	TxnSafePoint  uint64                 `protobuf:"varint,8,opt,name=txn_safe_point,json=txnSafePoint,proto3" json:"txn_safe_point,omitempty"`
+	Rule          *PlacementRule         `protobuf:"bytes,9,opt,name=rule,proto3" json:"rule,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -400,6 +433,13 @@ func (x *CommandResult) GetTxnSafePoint() uint64 {
 		return x.TxnSafePoint
 	}
 	return 0
+}
+
+func (x *CommandResult) GetRule() *PlacementRule {
+	if x != nil {
+		return x.Rule
+	}
+	return nil
 }
 
 // InitCluster names the cluster. The first one wins, for ever.
@@ -1129,6 +1169,95 @@ func (x *PutConfig) GetConfig() *ClusterConfig {
 	return nil
 }
 
+// PutRule creates or replaces a placement rule.
+type PutRule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rule          *PlacementRule         `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutRule) Reset() {
+	*x = PutRule{}
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutRule) ProtoMessage() {}
+
+func (x *PutRule) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutRule.ProtoReflect.Descriptor instead.
+func (*PutRule) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *PutRule) GetRule() *PlacementRule {
+	if x != nil {
+		return x.Rule
+	}
+	return nil
+}
+
+type DropRule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropRule) Reset() {
+	*x = DropRule{}
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropRule) ProtoMessage() {}
+
+func (x *DropRule) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropRule.ProtoReflect.Descriptor instead.
+func (*DropRule) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *DropRule) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
 // ProbeClock asks the other members for their wall clocks.
 type ProbeClock struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1140,7 +1269,7 @@ type ProbeClock struct {
 
 func (x *ProbeClock) Reset() {
 	*x = ProbeClock{}
-	mi := &file_ridge_pd_v1_state_proto_msgTypes[15]
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1152,7 +1281,7 @@ func (x *ProbeClock) String() string {
 func (*ProbeClock) ProtoMessage() {}
 
 func (x *ProbeClock) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_state_proto_msgTypes[15]
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1165,7 +1294,7 @@ func (x *ProbeClock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeClock.ProtoReflect.Descriptor instead.
 func (*ProbeClock) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{15}
+	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ProbeClock) GetMemberId() uint64 {
@@ -1193,7 +1322,7 @@ type AnswerClock struct {
 
 func (x *AnswerClock) Reset() {
 	*x = AnswerClock{}
-	mi := &file_ridge_pd_v1_state_proto_msgTypes[16]
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1205,7 +1334,7 @@ func (x *AnswerClock) String() string {
 func (*AnswerClock) ProtoMessage() {}
 
 func (x *AnswerClock) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_state_proto_msgTypes[16]
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1218,7 +1347,7 @@ func (x *AnswerClock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerClock.ProtoReflect.Descriptor instead.
 func (*AnswerClock) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{16}
+	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AnswerClock) GetMemberId() uint64 {
@@ -1255,7 +1384,7 @@ type StoreRecord struct {
 
 func (x *StoreRecord) Reset() {
 	*x = StoreRecord{}
-	mi := &file_ridge_pd_v1_state_proto_msgTypes[17]
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1267,7 +1396,7 @@ func (x *StoreRecord) String() string {
 func (*StoreRecord) ProtoMessage() {}
 
 func (x *StoreRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_state_proto_msgTypes[17]
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1280,7 +1409,7 @@ func (x *StoreRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreRecord.ProtoReflect.Descriptor instead.
 func (*StoreRecord) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{17}
+	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StoreRecord) GetStore() *v1.Store {
@@ -1308,20 +1437,23 @@ type MetaState struct {
 	Stores      []*StoreRecord         `protobuf:"bytes,5,rep,name=stores,proto3" json:"stores,omitempty"`
 	Ranges      []*v1.Range            `protobuf:"bytes,6,rep,name=ranges,proto3" json:"ranges,omitempty"`
 	// first_range is the choice of bootstrap; it never changes.
-	FirstRange     *v1.Range  `protobuf:"bytes,7,opt,name=first_range,json=firstRange,proto3" json:"first_range,omitempty"`
-	FirstRangeBorn bool       `protobuf:"varint,8,opt,name=first_range_born,json=firstRangeBorn,proto3" json:"first_range_born,omitempty"`
-	Tso            *TSORecord `protobuf:"bytes,9,opt,name=tso,proto3" json:"tso,omitempty"`
-	GcSafePoint    uint64     `protobuf:"varint,10,opt,name=gc_safe_point,json=gcSafePoint,proto3" json:"gc_safe_point,omitempty"`
-	TxnSafePoint   uint64     `protobuf:"varint,11,opt,name=txn_safe_point,json=txnSafePoint,proto3" json:"txn_safe_point,omitempty"`
-	Holds          []*Hold    `protobuf:"bytes,12,rep,name=holds,proto3" json:"holds,omitempty"`
-	AppliedIndex   uint64     `protobuf:"varint,13,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	FirstRange     *v1.Range        `protobuf:"bytes,7,opt,name=first_range,json=firstRange,proto3" json:"first_range,omitempty"`
+	FirstRangeBorn bool             `protobuf:"varint,8,opt,name=first_range_born,json=firstRangeBorn,proto3" json:"first_range_born,omitempty"`
+	Tso            *TSORecord       `protobuf:"bytes,9,opt,name=tso,proto3" json:"tso,omitempty"`
+	GcSafePoint    uint64           `protobuf:"varint,10,opt,name=gc_safe_point,json=gcSafePoint,proto3" json:"gc_safe_point,omitempty"`
+	TxnSafePoint   uint64           `protobuf:"varint,11,opt,name=txn_safe_point,json=txnSafePoint,proto3" json:"txn_safe_point,omitempty"`
+	Holds          []*Hold          `protobuf:"bytes,12,rep,name=holds,proto3" json:"holds,omitempty"`
+	AppliedIndex   uint64           `protobuf:"varint,13,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
+	Rules          []*PlacementRule `protobuf:"bytes,14,rep,name=rules,proto3" json:"rules,omitempty"`
+	// rule_revision is that of the last change of a rule.
+	RuleRevision  uint64 `protobuf:"varint,15,opt,name=rule_revision,json=ruleRevision,proto3" json:"rule_revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MetaState) Reset() {
 	*x = MetaState{}
-	mi := &file_ridge_pd_v1_state_proto_msgTypes[18]
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1333,7 +1465,7 @@ func (x *MetaState) String() string {
 func (*MetaState) ProtoMessage() {}
 
 func (x *MetaState) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_state_proto_msgTypes[18]
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1346,7 +1478,7 @@ func (x *MetaState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaState.ProtoReflect.Descriptor instead.
 func (*MetaState) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{18}
+	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *MetaState) GetClusterId() uint64 {
@@ -1440,11 +1572,25 @@ func (x *MetaState) GetAppliedIndex() uint64 {
 	return 0
 }
 
+func (x *MetaState) GetRules() []*PlacementRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *MetaState) GetRuleRevision() uint64 {
+	if x != nil {
+		return x.RuleRevision
+	}
+	return 0
+}
+
 var File_ridge_pd_v1_state_proto protoreflect.FileDescriptor
 
 const file_ridge_pd_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"\x17ridge/pd/v1/state.proto\x12\vridge.pd.v1\x1a\x18ridge/meta/v1/meta.proto\x1a\x14ridge/pd/v1/pd.proto\"\xe4\x06\n" +
+	"\x17ridge/pd/v1/state.proto\x12\vridge.pd.v1\x1a\x18ridge/meta/v1/meta.proto\x1a\x14ridge/pd/v1/pd.proto\"\xcd\a\n" +
 	"\aCommand\x12=\n" +
 	"\finit_cluster\x18\x01 \x01(\v2\x18.ridge.pd.v1.InitClusterH\x00R\vinitCluster\x12=\n" +
 	"\fallocate_ids\x18\x02 \x01(\v2\x18.ridge.pd.v1.AllocateIDsH\x00R\vallocateIds\x12:\n" +
@@ -1465,8 +1611,10 @@ const file_ridge_pd_v1_state_proto_rawDesc = "" +
 	"put_config\x18\f \x01(\v2\x16.ridge.pd.v1.PutConfigH\x00R\tputConfig\x12:\n" +
 	"\vprobe_clock\x18\r \x01(\v2\x17.ridge.pd.v1.ProbeClockH\x00R\n" +
 	"probeClock\x12=\n" +
-	"\fanswer_clock\x18\x0e \x01(\v2\x18.ridge.pd.v1.AnswerClockH\x00R\vanswerClockB\t\n" +
-	"\acommand\"\xcf\x02\n" +
+	"\fanswer_clock\x18\x0e \x01(\v2\x18.ridge.pd.v1.AnswerClockH\x00R\vanswerClock\x121\n" +
+	"\bput_rule\x18\x0f \x01(\v2\x14.ridge.pd.v1.PutRuleH\x00R\aputRule\x124\n" +
+	"\tdrop_rule\x18\x10 \x01(\v2\x15.ridge.pd.v1.DropRuleH\x00R\bdropRuleB\t\n" +
+	"\acommand\"\xff\x02\n" +
 	"\rCommandResult\x122\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x1a.ridge.pd.v1.PDErrorReasonR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x19\n" +
@@ -1476,7 +1624,8 @@ const file_ridge_pd_v1_state_proto_rawDesc = "" +
 	"firstRange\x12(\n" +
 	"\x03tso\x18\x06 \x01(\v2\x16.ridge.pd.v1.TSORecordR\x03tso\x12\"\n" +
 	"\rgc_safe_point\x18\a \x01(\x04R\vgcSafePoint\x12$\n" +
-	"\x0etxn_safe_point\x18\b \x01(\x04R\ftxnSafePoint\"`\n" +
+	"\x0etxn_safe_point\x18\b \x01(\x04R\ftxnSafePoint\x12.\n" +
+	"\x04rule\x18\t \x01(\v2\x1a.ridge.pd.v1.PlacementRuleR\x04rule\"`\n" +
 	"\vInitCluster\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\x04R\tclusterId\x122\n" +
@@ -1522,7 +1671,11 @@ const file_ridge_pd_v1_state_proto_rawDesc = "" +
 	"\bDropHold\x12\x17\n" +
 	"\ahold_id\x18\x01 \x01(\tR\x06holdId\"?\n" +
 	"\tPutConfig\x122\n" +
-	"\x06config\x18\x01 \x01(\v2\x1a.ridge.pd.v1.ClusterConfigR\x06config\"?\n" +
+	"\x06config\x18\x01 \x01(\v2\x1a.ridge.pd.v1.ClusterConfigR\x06config\"9\n" +
+	"\aPutRule\x12.\n" +
+	"\x04rule\x18\x01 \x01(\v2\x1a.ridge.pd.v1.PlacementRuleR\x04rule\"\x1a\n" +
+	"\bDropRule\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"?\n" +
 	"\n" +
 	"ProbeClock\x12\x1b\n" +
 	"\tmember_id\x18\x01 \x01(\x04R\bmemberId\x12\x14\n" +
@@ -1534,7 +1687,7 @@ const file_ridge_pd_v1_state_proto_rawDesc = "" +
 	"wallUnixMs\"W\n" +
 	"\vStoreRecord\x12*\n" +
 	"\x05store\x18\x01 \x01(\v2\x14.ridge.meta.v1.StoreR\x05store\x12\x1c\n" +
-	"\tactivated\x18\x02 \x01(\bR\tactivated\"\x9e\x04\n" +
+	"\tactivated\x18\x02 \x01(\bR\tactivated\"\xf5\x04\n" +
 	"\tMetaState\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\x04R\tclusterId\x12\x17\n" +
@@ -1551,7 +1704,9 @@ const file_ridge_pd_v1_state_proto_rawDesc = "" +
 	" \x01(\x04R\vgcSafePoint\x12$\n" +
 	"\x0etxn_safe_point\x18\v \x01(\x04R\ftxnSafePoint\x12'\n" +
 	"\x05holds\x18\f \x03(\v2\x11.ridge.pd.v1.HoldR\x05holds\x12#\n" +
-	"\rapplied_index\x18\r \x01(\x04R\fappliedIndexB1Z/github.com/ridgekv/ridge/proto/ridge/pd/v1;pdpbb\x06proto3"
+	"\rapplied_index\x18\r \x01(\x04R\fappliedIndex\x120\n" +
+	"\x05rules\x18\x0e \x03(\v2\x1a.ridge.pd.v1.PlacementRuleR\x05rules\x12#\n" +
+	"\rrule_revision\x18\x0f \x01(\x04R\fruleRevisionB1Z/github.com/ridgekv/ridge/proto/ridge/pd/v1;pdpbb\x06proto3"
 
 var (
 	file_ridge_pd_v1_state_proto_rawDescOnce sync.Once
@@ -1565,7 +1720,7 @@ func file_ridge_pd_v1_state_proto_rawDescGZIP() []byte {
 	return file_ridge_pd_v1_state_proto_rawDescData
 }
 
-var file_ridge_pd_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_ridge_pd_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_ridge_pd_v1_state_proto_goTypes = []any{
 	(*Command)(nil),        // 0: ridge.pd.v1.Command
 	(*CommandResult)(nil),  // 1: ridge.pd.v1.CommandResult
@@ -1582,16 +1737,19 @@ var file_ridge_pd_v1_state_proto_goTypes = []any{
 	(*PutHold)(nil),        // 12: ridge.pd.v1.PutHold
 	(*DropHold)(nil),       // 13: ridge.pd.v1.DropHold
 	(*PutConfig)(nil),      // 14: ridge.pd.v1.PutConfig
-	(*ProbeClock)(nil),     // 15: ridge.pd.v1.ProbeClock
-	(*AnswerClock)(nil),    // 16: ridge.pd.v1.AnswerClock
-	(*StoreRecord)(nil),    // 17: ridge.pd.v1.StoreRecord
-	(*MetaState)(nil),      // 18: ridge.pd.v1.MetaState
-	(PDErrorReason)(0),     // 19: ridge.pd.v1.PDErrorReason
-	(*v1.Store)(nil),       // 20: ridge.meta.v1.Store
-	(*v1.Range)(nil),       // 21: ridge.meta.v1.Range
-	(*ClusterConfig)(nil),  // 22: ridge.pd.v1.ClusterConfig
-	(v1.StoreState)(0),     // 23: ridge.meta.v1.StoreState
-	(*Hold)(nil),           // 24: ridge.pd.v1.Hold
+	(*PutRule)(nil),        // 15: ridge.pd.v1.PutRule
+	(*DropRule)(nil),       // 16: ridge.pd.v1.DropRule
+	(*ProbeClock)(nil),     // 17: ridge.pd.v1.ProbeClock
+	(*AnswerClock)(nil),    // 18: ridge.pd.v1.AnswerClock
+	(*StoreRecord)(nil),    // 19: ridge.pd.v1.StoreRecord
+	(*MetaState)(nil),      // 20: ridge.pd.v1.MetaState
+	(PDErrorReason)(0),     // 21: ridge.pd.v1.PDErrorReason
+	(*v1.Store)(nil),       // 22: ridge.meta.v1.Store
+	(*v1.Range)(nil),       // 23: ridge.meta.v1.Range
+	(*PlacementRule)(nil),  // 24: ridge.pd.v1.PlacementRule
+	(*ClusterConfig)(nil),  // 25: ridge.pd.v1.ClusterConfig
+	(v1.StoreState)(0),     // 26: ridge.meta.v1.StoreState
+	(*Hold)(nil),           // 27: ridge.pd.v1.Hold
 }
 var file_ridge_pd_v1_state_proto_depIdxs = []int32{
 	2,  // 0: ridge.pd.v1.Command.init_cluster:type_name -> ridge.pd.v1.InitCluster
@@ -1606,29 +1764,34 @@ var file_ridge_pd_v1_state_proto_depIdxs = []int32{
 	12, // 9: ridge.pd.v1.Command.put_hold:type_name -> ridge.pd.v1.PutHold
 	13, // 10: ridge.pd.v1.Command.drop_hold:type_name -> ridge.pd.v1.DropHold
 	14, // 11: ridge.pd.v1.Command.put_config:type_name -> ridge.pd.v1.PutConfig
-	15, // 12: ridge.pd.v1.Command.probe_clock:type_name -> ridge.pd.v1.ProbeClock
-	16, // 13: ridge.pd.v1.Command.answer_clock:type_name -> ridge.pd.v1.AnswerClock
-	19, // 14: ridge.pd.v1.CommandResult.reason:type_name -> ridge.pd.v1.PDErrorReason
-	20, // 15: ridge.pd.v1.CommandResult.store:type_name -> ridge.meta.v1.Store
-	21, // 16: ridge.pd.v1.CommandResult.first_range:type_name -> ridge.meta.v1.Range
-	8,  // 17: ridge.pd.v1.CommandResult.tso:type_name -> ridge.pd.v1.TSORecord
-	22, // 18: ridge.pd.v1.InitCluster.config:type_name -> ridge.pd.v1.ClusterConfig
-	20, // 19: ridge.pd.v1.AdmitStore.store:type_name -> ridge.meta.v1.Store
-	23, // 20: ridge.pd.v1.PutStoreState.state:type_name -> ridge.meta.v1.StoreState
-	21, // 21: ridge.pd.v1.PutRanges.ranges:type_name -> ridge.meta.v1.Range
-	22, // 22: ridge.pd.v1.PutConfig.config:type_name -> ridge.pd.v1.ClusterConfig
-	20, // 23: ridge.pd.v1.StoreRecord.store:type_name -> ridge.meta.v1.Store
-	22, // 24: ridge.pd.v1.MetaState.config:type_name -> ridge.pd.v1.ClusterConfig
-	17, // 25: ridge.pd.v1.MetaState.stores:type_name -> ridge.pd.v1.StoreRecord
-	21, // 26: ridge.pd.v1.MetaState.ranges:type_name -> ridge.meta.v1.Range
-	21, // 27: ridge.pd.v1.MetaState.first_range:type_name -> ridge.meta.v1.Range
-	8,  // 28: ridge.pd.v1.MetaState.tso:type_name -> ridge.pd.v1.TSORecord
-	24, // 29: ridge.pd.v1.MetaState.holds:type_name -> ridge.pd.v1.Hold
-	30, // [30:30] is the sub-list for method output_type
-	30, // [30:30] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	17, // 12: ridge.pd.v1.Command.probe_clock:type_name -> ridge.pd.v1.ProbeClock
+	18, // 13: ridge.pd.v1.Command.answer_clock:type_name -> ridge.pd.v1.AnswerClock
+	15, // 14: ridge.pd.v1.Command.put_rule:type_name -> ridge.pd.v1.PutRule
+	16, // 15: ridge.pd.v1.Command.drop_rule:type_name -> ridge.pd.v1.DropRule
+	21, // 16: ridge.pd.v1.CommandResult.reason:type_name -> ridge.pd.v1.PDErrorReason
+	22, // 17: ridge.pd.v1.CommandResult.store:type_name -> ridge.meta.v1.Store
+	23, // 18: ridge.pd.v1.CommandResult.first_range:type_name -> ridge.meta.v1.Range
+	8,  // 19: ridge.pd.v1.CommandResult.tso:type_name -> ridge.pd.v1.TSORecord
+	24, // 20: ridge.pd.v1.CommandResult.rule:type_name -> ridge.pd.v1.PlacementRule
+	25, // 21: ridge.pd.v1.InitCluster.config:type_name -> ridge.pd.v1.ClusterConfig
+	22, // 22: ridge.pd.v1.AdmitStore.store:type_name -> ridge.meta.v1.Store
+	26, // 23: ridge.pd.v1.PutStoreState.state:type_name -> ridge.meta.v1.StoreState
+	23, // 24: ridge.pd.v1.PutRanges.ranges:type_name -> ridge.meta.v1.Range
+	25, // 25: ridge.pd.v1.PutConfig.config:type_name -> ridge.pd.v1.ClusterConfig
+	24, // 26: ridge.pd.v1.PutRule.rule:type_name -> ridge.pd.v1.PlacementRule
+	22, // 27: ridge.pd.v1.StoreRecord.store:type_name -> ridge.meta.v1.Store
+	25, // 28: ridge.pd.v1.MetaState.config:type_name -> ridge.pd.v1.ClusterConfig
+	19, // 29: ridge.pd.v1.MetaState.stores:type_name -> ridge.pd.v1.StoreRecord
+	23, // 30: ridge.pd.v1.MetaState.ranges:type_name -> ridge.meta.v1.Range
+	23, // 31: ridge.pd.v1.MetaState.first_range:type_name -> ridge.meta.v1.Range
+	8,  // 32: ridge.pd.v1.MetaState.tso:type_name -> ridge.pd.v1.TSORecord
+	27, // 33: ridge.pd.v1.MetaState.holds:type_name -> ridge.pd.v1.Hold
+	24, // 34: ridge.pd.v1.MetaState.rules:type_name -> ridge.pd.v1.PlacementRule
+	35, // [35:35] is the sub-list for method output_type
+	35, // [35:35] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_ridge_pd_v1_state_proto_init() }
@@ -1652,6 +1815,8 @@ func file_ridge_pd_v1_state_proto_init() {
 		(*Command_PutConfig)(nil),
 		(*Command_ProbeClock)(nil),
 		(*Command_AnswerClock)(nil),
+		(*Command_PutRule)(nil),
+		(*Command_DropRule)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1659,7 +1824,7 @@ func file_ridge_pd_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ridge_pd_v1_state_proto_rawDesc), len(file_ridge_pd_v1_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
