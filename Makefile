@@ -23,7 +23,7 @@ UNITS    = $$(go list ./... | grep -v ^$(MODULE)/tests/)
 CLUSTERS = $$(go list ./tests/...)
 
 .PHONY: all build fmt test race unit lint vet gofumpt staticcheck edges proto proto-check \
-	demo dev sim test-cluster linearizability chaos compatibility bench idle clean help
+	demo dev sim test-cluster linearizability chaos compatibility bench bench-build bench-peers bench-check idle clean help
 
 all: build lint test ## build, lint and test
 
@@ -72,6 +72,18 @@ compatibility: ## golden wire messages and data directories
 
 bench: ## every benchmark, once
 	go test -run '^$$' -bench . -benchtime 2s ./...
+
+# The peers, and what drives them, are a module of their own: who uses the
+# client inherits nothing of them.
+bench-build: build ## build what bench-peers and bench-smoke run, into bin/bench
+	@mkdir -p bin/bench
+	cd tests/bench && go build -o ../../bin/bench/ ./cmd/...
+
+bench-peers: bench-build ## Ridge, etcd and NATS in one interleaved run (45 min; QUICK=1: 8 min)
+	bin/bench/peers $(PEERS)
+
+bench-check: ## build and vet tests/bench
+	cd tests/bench && go build ./... && go vet ./...
 
 # ---- style and contract -----------------------------------------------------
 
