@@ -225,8 +225,7 @@ func (n *node) startRaft(ctx context.Context) error {
 		StoreID: n.ident.GetStoreId(), ListenAddress: n.o.RaftListenAddress,
 		AdvertiseAddress: n.o.RaftAddress, Resolve: n.book.Resolve, Tick: n.o.Tick,
 		ExecShards: n.o.ExecShards, LogShards: n.o.LogShards,
-		MaxInMemLogBytes: uint64(min(max(n.o.MemoryBytes/64, 8<<20), 32<<20)),
-		Logger:           n.o.Logger, Registerer: n.o.Registerer,
+		IntakeBytes: uint64(n.o.MemoryBytes / 16), Logger: n.o.Logger, Registerer: n.o.Registerer,
 	}
 	if t := n.o.TLS; t != nil {
 		o.TLS = &raft.TLSFiles{CA: t.CA, Cert: t.Cert, Key: t.Key}

@@ -51,6 +51,8 @@ type Host struct {
 	nh    *dragonboat.NodeHost
 	logDB raftio.ILogDB
 	door  *door
+	// intake bounds what has come through the door and is not applied.
+	intake *intake
 	// newMachine makes the state machine of a replica.
 	newMachine func(rangeID, replicaID uint64) statemachine.IOnDiskStateMachine
 
@@ -138,6 +140,8 @@ func newHost(o Options, d Deps) *Host {
 		deaths: newDeaths(),
 	}
 	h.metrics = newMetrics(o.Registerer, h)
+	h.intake = newIntake(o.IntakeBytes, h.metrics.intakeDropped)
+	h.door.admit = h.intake.admit
 	return h
 }
 

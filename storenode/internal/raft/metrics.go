@@ -8,6 +8,7 @@ import (
 type metrics struct {
 	proposals, reads, cuts, injections, changes counterVec
 	leaderChanges, starts, quarantined          counter
+	intakeDropped                               counter
 }
 
 type counterVec struct{ *prometheus.CounterVec }
@@ -36,13 +37,17 @@ func newMetrics(r prometheus.Registerer, h *Host) *metrics {
 
 		leaderChanges: one("leader_changes_total", "Changes of leader seen on local replicas."),
 		starts:        one("replicas_started_total", "Replicas started."),
-		quarantined:   one("replicas_quarantined_total", "Replicas that must not be started."),
+		intakeDropped: one("intake_dropped_total",
+			"Messages with entries that were dropped because too many were not applied."),
+		quarantined: one("replicas_quarantined_total", "Replicas that must not be started."),
 	}
 	if r == nil {
 		return m
 	}
 	r.MustRegister(m.proposals, m.reads, m.cuts, m.injections, m.changes,
-		m.leaderChanges, m.starts, m.quarantined,
+		m.leaderChanges, m.starts, m.quarantined, m.intakeDropped,
+		gauge("intake_bytes", "Entries received from leaders and not applied.",
+			func() int { return int(h.intake.heldBytes()) }),
 		gauge("replicas", "Replicas that run here.", func() int { return h.count(nil) }),
 		gauge("leaders", "Replicas here that lead.", func() int {
 			return h.count(func(r *replica) bool { return r.leading().Self })

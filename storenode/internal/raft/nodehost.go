@@ -89,7 +89,7 @@ func (h *Host) replicaConfig(rangeID, replicaID uint64, learner bool) config.Con
 		ElectionRTT:            uint64(h.opts.ElectionTicks),
 		SnapshotEntries:        0, // the store decides: see logcut.go
 		CompactionOverhead:     0, // said with each request
-		MaxInMemLogSize:        h.opts.MaxInMemLogBytes,
+		MaxInMemLogSize:        0, // off: see intake.go
 		DisableAutoCompactions: true,
 		IsNonVoting:            learner,
 		Quiesce:                false,

@@ -54,10 +54,10 @@ type Options struct {
 	// LogShards is the number of Pebble instances of the log. Default 4.
 	// Frozen by the first start.
 	LogShards int
-	// MaxInMemLogBytes bounds the entries of one range that are not applied
-	// yet; beyond it proposals are refused as busy. Default 32 MiB. It must hold
-	// several entries of the largest size.
-	MaxInMemLogBytes uint64
+	// IntakeBytes bounds the entries of all ranges that this store has received
+	// from leaders and not applied; beyond it they are dropped and sent again
+	// later. Default 64 MiB; at least 8 MiB, several entries of the largest size.
+	IntakeBytes uint64
 
 	// LogSnapshotBytes is how many bytes a range may write until its log is
 	// cut. Default 16 MiB. About twice as much is kept, and replayed at a start.
@@ -87,7 +87,7 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.ElectionTicks, 10)
 	setDefault(&o.ExecShards, 4)
 	setDefault(&o.LogShards, 4)
-	setDefault(&o.MaxInMemLogBytes, 32<<20)
+	setDefault(&o.IntakeBytes, 64<<20)
 	setDefault(&o.LogSnapshotBytes, 16<<20)
 	setDefault(&o.LogSnapshotEntries, 20_000)
 	setDefault(&o.LogSnapshotAge, 10*time.Minute)
@@ -132,7 +132,7 @@ func (o Options) Validate() error {
 		o.ElectionTicks, maxElectionTicks)
 	fault(o.ExecShards < 1 || o.LogShards < 1, "%d exec shards, %d log shards",
 		o.ExecShards, o.LogShards)
-	fault(o.MaxInMemLogBytes < 8<<20, "MaxInMemLogBytes of %d cannot hold two entries",
-		o.MaxInMemLogBytes)
+	fault(o.IntakeBytes < 8<<20, "an intake of %d bytes cannot hold several entries",
+		o.IntakeBytes)
 	return errors.Join(faults...)
 }

@@ -139,12 +139,14 @@ func (h *Host) start(ctx context.Context, cr *catalog.Replica) error {
 	learner := s.Role() == metapb.Role_ROLE_LEARNER
 	cfg := h.replicaConfig(rangeID, replicaID, learner)
 	cfg.WaitReady = birth // an election can only begin when it is ready
+	h.intake.begin(rangeID, applied.Index)
 	var startErr error
 	err = guard("start replica", func() {
-		startErr = h.nh.StartOnDiskReplica(nil, !born, h.newMachine, cfg)
+		startErr = h.nh.StartOnDiskReplica(nil, !born, h.metered, cfg)
 	})
 	if err := errors.Join(err, startErr); err != nil {
 		h.replicas.Delete(rangeID)
+		h.intake.end(rangeID)
 		return fmt.Errorf("raft: start range %d replica %d: %w", rangeID, replicaID, err)
 	}
 	r.started.Store(true)
@@ -189,6 +191,7 @@ func (h *Host) stop(r *replica) error {
 		return fmt.Errorf("raft: stop range %d replica %d: %w", r.rangeID, r.replicaID, err)
 	}
 	h.replicas.CompareAndDelete(r.rangeID, r)
+	h.intake.end(r.rangeID)
 	r.announce()
 	h.events.noteLeader(r.rangeID, nil)
 	h.log.Info("replica stopped", "range", r.rangeID, "replica", r.replicaID)

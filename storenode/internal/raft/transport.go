@@ -39,6 +39,8 @@ func parseTarget(t string) (storeID uint64, ok bool) {
 type door struct {
 	raftio.ITransport
 	resolve func(storeID uint64) (address string, ok bool)
+	// admit says which of the messages that arrive go on to the replicas.
+	admit func([]pb.Message) []pb.Message
 	// dials are attempts of lines under way.
 	dials sync.WaitGroup
 
@@ -57,7 +59,10 @@ type door struct {
 func (d *door) Create(
 	cfg config.NodeHostConfig, handler raftio.MessageHandler, chunks raftio.ChunkHandler,
 ) raftio.ITransport {
-	d.ITransport = newTCPTransport(cfg, handler, chunks)
+	d.ITransport = newTCPTransport(cfg, func(batch pb.MessageBatch) {
+		batch.Requests = d.admit(batch.Requests)
+		handler(batch)
+	}, chunks)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.mu.deploymentID, d.mu.handler = cfg.GetDeploymentID(), handler
