@@ -39,6 +39,8 @@ type committer struct {
 	// busySince is when the commit under way began, in Unix nanoseconds; 0
 	// when there is none.
 	busySince atomic.Int64
+	// committedBytes is what was taken into commits since the start.
+	committedBytes atomic.Uint64
 
 	mu struct {
 		sync.Mutex
@@ -313,6 +315,7 @@ func (c *committer) put(to *commit, s *WriteSet, ops []op) {
 	}
 	to.ops += len(ops)
 	to.sizeBytes += sizeOf(ops)
+	c.committedBytes.Add(uint64(sizeOf(ops)))
 	to.extent = max(to.extent, s.maxExtent)
 }
 

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
+
+	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 )
 
 // SmallTables makes memtables so small that a few hundred rows fill one.
@@ -112,3 +114,11 @@ func MemFiles(dir string) ([]MemFile, error) {
 
 // Options are those of the engine.
 func (e *Engine) Options() Options { return e.opt }
+
+// DiskLookDue reports whether the disk would be looked at now.
+func (e *Engine) DiskLookDue() bool { return e.diskLookDue() }
+
+// DiskState judges a disk with the watermarks of o.
+func DiskState(d Disk, o Options, workBytes uint64, last metapb.DiskState) metapb.DiskState {
+	return diskState(d, o.withDefaults(), workBytes, last)
+}

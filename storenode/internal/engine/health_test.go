@@ -3,6 +3,7 @@ package engine_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -64,6 +65,78 @@ func TestDiskStates(t *testing.T) {
 	if _, err := os.Stat(reserve); err == nil {
 		t.Error("the reserve was not given up")
 	}
+}
+
+// The engine's own work takes space before it gives some back: what level 0
+// may be merged into is kept free, and a capacity that is used up for a moment
+// does not stop a store whose disk has room.
+func TestDiskStateLeavesRoomToWork(t *testing.T) {
+	const capacity, size = 1 << 30, 64 << 20
+	o := engine.Options{Dir: t.TempDir(), CapacityBytes: capacity, MemTableSizeBytes: size}
+	for _, at := range []struct {
+		available, work uint64
+		last, want      metapb.DiskState
+	}{
+		{200 << 20, 0, ok, ok},
+		{200 << 20, 2 * size, ok, ok},
+		{200 << 20, 3 * size, ok, high},
+		{120 << 20, 0, ok, ok},
+		{110 << 20, 0, high, high},
+		{100 << 20, 0, ok, high},
+		{31 << 20, 0, ok, high},
+		{30 << 20, 0, ok, full},
+		{30 << 20, 3 * size, high, full},
+	} {
+		d := engine.Disk{CapacityBytes: capacity, AvailableBytes: at.available}
+		if got := engine.DiskState(d, o, at.work, at.last); got != at.want {
+			t.Errorf("%d available, %d for work, was %v: %v, want %v",
+				at.available, at.work, at.last, got, at.want)
+		}
+	}
+}
+
+const (
+	ok   = metapb.DiskState_DISK_STATE_OK
+	high = metapb.DiskState_DISK_STATE_HIGH
+	full = metapb.DiskState_DISK_STATE_FULL
+)
+
+// Between two looks by the clock, a fast writer could pass both watermarks.
+func TestDiskIsLookedAtByGrowth(t *testing.T) {
+	const capacity = 64 << 20
+	o := engine.SmallTables(engine.Options{
+		Dir: t.TempDir(), CapacityBytes: capacity, DiskInterval: time.Hour,
+	})
+	e := open(t, o)
+	if e.DiskLookDue() {
+		t.Fatal("a look is due though nothing was written")
+	}
+	written := 0
+	for ; !e.DiskLookDue(); written += len(keyed(e, t, written)) {
+		if written > capacity/8 {
+			t.Fatalf("%d bytes were written without a look", written)
+		}
+	}
+	before := e.Disk().UsedBytes
+	if err := e.LookAtDisk(); err != nil {
+		t.Fatal(err)
+	}
+	if e.DiskLookDue() || e.Disk().UsedBytes <= before {
+		t.Errorf("after the look: due %t, %d bytes used, %d before",
+			e.DiskLookDue(), e.Disk().UsedBytes, before)
+	}
+}
+
+// keyed commits one row of 4 KiB and returns its value.
+func keyed(e *engine.Engine, t *testing.T, n int) []byte {
+	t.Helper()
+	v := make([]byte, 4<<10)
+	w := &engine.WriteSet{}
+	w.Put(1, fmt.Appendf(nil, "k%08d", n), engine.Row{CommitTS: 1, Value: v})
+	if err := e.Commit(w); err != nil {
+		t.Fatal(err)
+	}
+	return v
 }
 
 // A broken block is found, ends the run and keeps the directory shut.
