@@ -74,9 +74,9 @@ type diskWatch struct {
 	// at is when the last look was, and committed what had been committed then.
 	at        time.Time
 	committed uint64
-	// shortSince is when the capacity was first found used up, though the disk
-	// itself has room; zero while it is not.
-	shortSince time.Time
+	// bearUntil is how long a capacity that is used up is borne, as the disk
+	// itself has room; zero while it is not used up.
+	bearUntil time.Time
 }
 
 const (
@@ -87,7 +87,7 @@ const (
 	diskGrowth = 4
 	// capacityPatience is how long the capacity may be used up, while the disk
 	// has room, until the store stops: a compaction takes space before it gives
-	// some back.
+	// some back. At the start nothing is under way, and there is none.
 	capacityPatience = 5 * time.Second
 )
 
@@ -111,18 +111,19 @@ func (e *Engine) lookAtDisk() error {
 	if err != nil {
 		return fmt.Errorf("engine: look at the disk: %w", err)
 	}
-	last := metapb.DiskState_DISK_STATE_OK
+	last, patience := metapb.DiskState_DISK_STATE_OK, time.Duration(0)
 	if old := e.health.disk.Load(); old != nil {
-		last = old.State
+		last, patience = old.State, capacityPatience
 	}
 	d.State = diskState(d, e.opt, e.workBytes(), last)
-	if d.State != metapb.DiskState_DISK_STATE_FULL || !roomy {
-		w.shortSince = time.Time{}
-	} else if w.shortSince.IsZero() {
-		w.shortSince = w.at
+	short := roomy && d.State == metapb.DiskState_DISK_STATE_FULL
+	switch {
+	case !short:
+		w.bearUntil = time.Time{}
+	case w.bearUntil.IsZero():
+		w.bearUntil = w.at.Add(patience)
 	}
-	if roomy && d.State == metapb.DiskState_DISK_STATE_FULL &&
-		time.Since(w.shortSince) < capacityPatience {
+	if short && w.at.Before(w.bearUntil) {
 		d.State = metapb.DiskState_DISK_STATE_HIGH
 	}
 	e.health.disk.Store(&d)
