@@ -102,6 +102,9 @@ type EngineOptions struct {
 	// BlockCacheSizeBytes is the read cache. Default: a quarter of the memory
 	// budget.
 	BlockCacheSizeBytes int64
+	// RowCacheSizeBytes is the cache of rows that answers point reads. Default:
+	// an eighth of the memory budget. Negative: none.
+	RowCacheSizeBytes int64
 	// IndexCacheSizeBytes is unused without encryption. Default: the engine's.
 	IndexCacheSizeBytes int64
 	// NumLevelZeroTables is where compaction of level 0 begins. Default 5.
@@ -147,6 +150,7 @@ func (o Options) withDefaults() Options {
 		setDefault(&e.NumMemtables, 5)
 	}
 	setDefault(&e.BlockCacheSizeBytes, o.MemoryBytes/4)
+	setDefault(&e.RowCacheSizeBytes, o.MemoryBytes/8)
 	setDefault(&e.FlushInterval, time.Second)
 	return o
 }
@@ -167,6 +171,7 @@ func (o Options) engineOptions() engine.Options {
 		MemTableSizeBytes:   o.Engine.MemTableSizeBytes,
 		NumMemtables:        o.Engine.NumMemtables,
 		BlockCacheSizeBytes: o.Engine.BlockCacheSizeBytes,
+		RowCacheSizeBytes:   o.Engine.RowCacheSizeBytes,
 		IndexCacheSizeBytes: o.Engine.IndexCacheSizeBytes, SyncWrites: o.SyncWrites,
 		NumLevelZeroTables:  o.Engine.NumLevelZeroTables,
 		LevelSizeMultiplier: o.Engine.LevelSizeMultiplier,

@@ -33,14 +33,17 @@ func seeds(t *testing.T, n int) []uint64 {
 
 // TestCrashAndReplay applies random histories to a store that crashes at
 // random points: kill -9, or a power loss that cuts what was not flushed. The
-// store replays from the applied index it finds, and must at every start and
-// in the end be what the model says it is.
+// store replays from the applied index it finds, and must at every start, now
+// and then, and in the end be what the model says it is, with and without a row
+// cache.
 func TestCrashAndReplay(t *testing.T) {
 	for _, seed := range seeds(t, 3) {
 		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 0))
 			r := &replay{t: t, rng: rng, world: newWorld(rng, 300)}
-			r.store = newStore(t)
+			r.rowCacheSizeBytes = []int64{0, 1 << 20, -1}[seed%3]
+			r.store = openStoreCaching(t, t.TempDir(), testStoreID, r.rowCacheSizeBytes)
+			r.store.bear()
 			r.flush()
 			for r.step() {
 			}
@@ -59,6 +62,8 @@ type replay struct {
 	world    *world
 	store    *store
 	machines map[uint64]*Machine
+	// rowCacheSizeBytes is an option of the store's engine.
+	rowCacheSizeBytes int64
 	// flushed is how much of the newest memtable log a flush has promised.
 	flushed int64
 
@@ -88,6 +93,8 @@ func (r *replay) step() bool {
 	case 3:
 		// The config index is unknown while NodeHost closes.
 		r.store.unknown = true
+	case 4:
+		r.check() // The row cache now holds what comes next changes.
 	}
 	id := todo[r.rng.IntN(len(todo))]
 	if _, ok := r.store.catalog.Replica(id); ok { // a crash may have undone its birth
@@ -183,7 +190,8 @@ func (r *replay) reopen(cut func(used int64) int64) {
 	if err := os.RemoveAll(r.store.dir); err != nil {
 		r.t.Fatal(err)
 	}
-	r.store, r.machines = openStore(r.t, dir, testStoreID), nil
+	r.store = openStoreCaching(r.t, dir, testStoreID, r.rowCacheSizeBytes)
+	r.machines = nil
 	r.flush()
 	r.check()
 }

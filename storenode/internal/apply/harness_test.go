@@ -46,9 +46,18 @@ type store struct {
 
 func openStore(t testing.TB, dir string, storeID uint64) *store {
 	t.Helper()
+	return openStoreCaching(t, dir, storeID, 0)
+}
+
+// openStoreCaching is openStore with a row cache of that size.
+func openStoreCaching(
+	t testing.TB, dir string, storeID uint64, rowCacheSizeBytes int64,
+) *store {
+	t.Helper()
 	e, err := engine.Open(engine.Options{
 		Dir: dir, Logger: quiet(), MemTableSizeBytes: 32 << 20,
 		BlockCacheSizeBytes: 8 << 20, IndexCacheSizeBytes: 8 << 20,
+		RowCacheSizeBytes: rowCacheSizeBytes,
 	})
 	if err != nil {
 		t.Fatalf("open %s: %v", dir, err)

@@ -40,8 +40,8 @@ func BenchmarkCommit(b *testing.B) {
 
 const benchRows = 300_000
 
-func benchEngine(b *testing.B) *engine.Engine {
-	e := open(b, engine.Options{Dir: b.TempDir()})
+func benchEngine(b *testing.B, rowCacheSizeBytes int64) *engine.Engine {
+	e := open(b, engine.Options{Dir: b.TempDir(), RowCacheSizeBytes: rowCacheSizeBytes})
 	for i := 0; i < benchRows; i += 1000 {
 		w := new(engine.WriteSet)
 		for k := i; k < i+1000; k++ {
@@ -54,12 +54,26 @@ func benchEngine(b *testing.B) *engine.Engine {
 	return e
 }
 
-// What does a point read cost, of a key that exists and of one that does not?
+// What does a point read cost, of a key that exists and of one that does not,
+// with a row cache that holds all and without one?
 func BenchmarkGet(b *testing.B) {
-	e := benchEngine(b)
+	for name, sizeBytes := range map[string]int64{"cache": 256 << 20, "nocache": -1} {
+		b.Run(name, func(b *testing.B) { benchmarkGet(b, sizeBytes) })
+	}
+}
+
+func benchmarkGet(b *testing.B, rowCacheSizeBytes int64) {
+	e := benchEngine(b, rowCacheSizeBytes)
 	v := e.View()
 	get := func(v engine.View, key []byte) (engine.Row, bool, error) { return v.Get(20, key) }
 	at := func(v engine.View, key []byte) (engine.Row, bool, error) { return v.GetAt(20, key, 9) }
+	for i := range benchRows { // Warm.
+		for _, format := range []string{"%016d", "%016dx"} {
+			if _, _, err := v.Get(20, fmt.Appendf(nil, format, i)); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
 	for _, c := range []struct {
 		name, format string
 		read         func(engine.View, []byte) (engine.Row, bool, error)
@@ -86,7 +100,7 @@ func BenchmarkGet(b *testing.B) {
 
 // What does a scan cost per row?
 func BenchmarkScan(b *testing.B) {
-	e := benchEngine(b)
+	e := benchEngine(b, -1)
 	for _, at := range []ts.Timestamp{0, 9} {
 		for _, reverse := range []bool{false, true} {
 			for _, limit := range []int{10, 1000} {

@@ -79,11 +79,28 @@ type commit struct {
 	keys      map[uint64]struct{}
 	ops       int
 	sizeBytes int
+	// parts are all that it writes, for the row cache.
+	parts []part
 	// finished are the items of which this commit holds the last op.
 	finished []item
 	extent   Extent
 	sealed   bool
 	started  time.Time
+}
+
+// part is the ops [from, to) of a set.
+type part struct {
+	set      *WriteSet
+	from, to int
+}
+
+// wrote notes ops of a set that were put into the commit.
+func (to *commit) wrote(s *WriteSet, from, end int) {
+	if n := len(to.parts); n > 0 && to.parts[n-1].set == s && to.parts[n-1].to == from {
+		to.parts[n-1].to = end
+		return
+	}
+	to.parts = append(to.parts, part{s, from, end})
 }
 
 func newCommitter(e *Engine, lastSeq Seq) *committer {
@@ -221,6 +238,7 @@ func (c *committer) add(to *commit, it *item) bool {
 		return false
 	}
 	c.put(to, s, rest)
+	to.wrote(s, it.pos, len(s.ops))
 	to.finished = append(to.finished, *it)
 	return true
 }
@@ -251,6 +269,7 @@ func (c *committer) addImageRows(to *commit, it *item) bool {
 			return false
 		}
 		c.put(to, s, one)
+		to.wrote(s, it.pos, it.pos+1)
 	}
 	return true
 }
@@ -359,6 +378,7 @@ func (c *committer) finish(err error) {
 	for _, it := range ended.finished {
 		c.e.garbage.change(it.set.garbage, time.Now())
 	}
+	c.e.rows.commit(c.lastSeq, ended.parts) // Before visible moves: C1.
 	c.e.publish(c.lastSeq)
 	c.e.gc.sample(c.lastSeq, time.Now(), milestoneInterval)
 	c.e.metrics.committed(ended)

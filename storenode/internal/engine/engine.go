@@ -34,6 +34,8 @@ type Engine struct {
 	db   *badger.DB
 
 	committer *committer
+	// rows is nil when there is no row cache.
+	rows *rowCache
 	// wg owns the committer.
 	wg sync.WaitGroup
 	// maxOps and maxSizeBytes are the largest set that Badger takes.
@@ -103,6 +105,7 @@ func (e *Engine) open() error {
 	}
 	e.maxOps, e.maxSizeBytes = commitLimits(e.opt.MemTableSizeBytes)
 	e.committer = newCommitter(e, found)
+	e.rows = newRowCache(e.opt.RowCacheSizeBytes)
 	e.pins.init()
 	e.flusher.init()
 	e.publish(found)
@@ -203,6 +206,7 @@ func (e *Engine) Close() error {
 		e.gate.Lock()
 		e.gate.closed = true
 		e.gate.Unlock()
+		e.rows.close()
 		if cerr := e.db.Close(); cerr != nil {
 			err = errors.Join(err, fmt.Errorf("engine: close: %w", cerr))
 		}

@@ -9,6 +9,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 
 	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
+	"github.com/ridgekv/ridge/proto/ts"
 )
 
 // SmallTables makes memtables so small that a few hundred rows fill one.
@@ -24,6 +25,23 @@ func KeepVersions(o Options, d time.Duration) Options {
 	o.gcDistance = d
 	return o
 }
+
+// GetStored is Get that Badger answers.
+func (v View) GetStored(x Extent, key []byte) (Row, bool, error) { return v.getStored(x, key) }
+
+// GetAtStored is GetAt that Badger answers.
+func (v View) GetAtStored(x Extent, key []byte, at ts.Timestamp) (Row, bool, error) {
+	row, ok, err := v.walkStored(x, key, at)
+	if err != nil || !ok || row.Deleted {
+		return Row{}, false, err
+	}
+	return row, true, nil
+}
+
+// RowCacheHits counts the reads that the row cache answered, RowCacheEvictions
+// the rows that left it.
+func (e *Engine) RowCacheHits() uint64      { return e.rows.stats().hits }
+func (e *Engine) RowCacheEvictions() uint64 { return e.rows.stats().evictions }
 
 // HoldMemtables keeps the *.mem files of this moment from being removed.
 func (e *Engine) HoldMemtables() (release func()) {

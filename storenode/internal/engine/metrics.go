@@ -91,6 +91,8 @@ type sampled struct {
 	garbage, pins, diskUsed, diskAvailable *prometheus.Desc
 	levelTables, levelBytes, levelStale    *prometheus.Desc
 	cacheHits, cacheMisses, cacheBytes     *prometheus.Desc
+	rowHits, rowMisses, rowEvictions       *prometheus.Desc
+	rowEntries, rowBytes                   *prometheus.Desc
 }
 
 func newSampled(e *Engine) *sampled {
@@ -113,6 +115,11 @@ func newSampled(e *Engine) *sampled {
 		cacheHits:     desc("block_cache_hits_total", "Blocks found in the cache."),
 		cacheMisses:   desc("block_cache_misses_total", "Blocks not found in the cache."),
 		cacheBytes:    desc("block_cache_bytes", "Bytes in the block cache."),
+		rowHits:       desc("row_cache_hits_total", "Point reads answered by the row cache."),
+		rowMisses:     desc("row_cache_misses_total", "Point reads that the row cache sent on."),
+		rowEvictions:  desc("row_cache_evictions_total", "Rows that made room for others."),
+		rowEntries:    desc("row_cache_entries", "Rows in the row cache."),
+		rowBytes:      desc("row_cache_bytes", "Memory of the row cache."),
 	}
 }
 
@@ -121,6 +128,7 @@ func (s *sampled) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		s.visible, s.flushed, s.floor, s.stalled, s.garbage, s.pins, s.diskUsed, s.diskAvailable,
 		s.levelTables, s.levelBytes, s.levelStale, s.cacheHits, s.cacheMisses, s.cacheBytes,
+		s.rowHits, s.rowMisses, s.rowEvictions, s.rowEntries, s.rowBytes,
 	} {
 		ch <- d
 	}
@@ -152,12 +160,18 @@ func (s *sampled) Collect(ch chan<- prometheus.Metric) {
 		gauge(s.levelBytes, float64(l.SizeBytes), n)
 		gauge(s.levelStale, float64(l.StaleBytes), n)
 	}
+	counter := func(d *prometheus.Desc, v uint64) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v))
+	}
+	rows := e.rows.stats()
+	counter(s.rowHits, rows.hits)
+	counter(s.rowMisses, rows.misses)
+	counter(s.rowEvictions, rows.evictions)
+	gauge(s.rowEntries, float64(rows.entries))
+	gauge(s.rowBytes, float64(rows.bytes))
 	cache := e.db.BlockCacheMetrics()
 	if cache == nil {
 		return
-	}
-	counter := func(d *prometheus.Desc, v uint64) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v))
 	}
 	counter(s.cacheHits, cache.Hits())
 	counter(s.cacheMisses, cache.Misses())

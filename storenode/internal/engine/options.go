@@ -38,6 +38,9 @@ type Options struct {
 	MemTableSizeBytes int64
 	// BlockCacheSizeBytes is the cache of decompressed blocks. Default 256 MiB.
 	BlockCacheSizeBytes int64
+	// RowCacheSizeBytes is the cache of rows that answers point reads before
+	// Badger is asked. Default 64 MiB; negative: none.
+	RowCacheSizeBytes int64
 	// IndexCacheSizeBytes is unused without encryption. Default 0.
 	IndexCacheSizeBytes int64
 	// ValueThresholdBytes: values from this size on leave the LSM tree. Only
@@ -126,6 +129,8 @@ func (o Options) Validate() error {
 	refuse(o.LevelSizeMultiplier < 2, "level_size_multiplier %d is below 2", o.LevelSizeMultiplier)
 	refuse(o.BlockCacheSizeBytes < 1<<20, "block_cache_size %d is below 1 MiB:"+
 		" compressed tables cannot be read without it", o.BlockCacheSizeBytes)
+	refuse(o.RowCacheSizeBytes >= 0 && o.RowCacheSizeBytes < 1<<20 && !o.smallTables,
+		"row_cache_size %d is below 1 MiB: too small to help, turn it off", o.RowCacheSizeBytes)
 	refuse(o.IndexCacheSizeBytes < 0, "index_cache_size %d is negative", o.IndexCacheSizeBytes)
 	refuse(o.FlushInterval < 0 || o.CollectAfter < 0 || o.DiskInterval < 0 || o.GCInterval < 0,
 		"an interval is negative")
@@ -150,6 +155,7 @@ func (o Options) withDefaults() Options {
 	orDefault(&o.FlushInterval, time.Second)
 	orDefault(&o.MemTableSizeBytes, 64<<20)
 	orDefault(&o.BlockCacheSizeBytes, 256<<20)
+	orDefault(&o.RowCacheSizeBytes, 64<<20)
 	orDefault(&o.ValueThresholdBytes, valueThresholdBytes)
 	orDefault(&o.NumMemtables, 5)
 	orDefault(&o.NumLevelZeroTables, 5)

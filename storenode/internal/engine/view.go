@@ -50,8 +50,27 @@ func (e *Engine) Pin() (v View, release func()) {
 var keyBuffers = sync.Pool{New: func() any { b := make([]byte, 0, 128); return &b }}
 
 // Get returns the newest version of key; false when it is absent or deleted.
-// The expiry is not judged.
+// The expiry is not judged. The row's value may be shared with other readers
+// and must not be changed.
 func (v View) Get(x Extent, key []byte) (row Row, ok bool, err error) {
+	if uint64(v.seq) < v.e.pins.expired.Load() {
+		return Row{}, false, ErrExpired
+	}
+	row, known, err := v.e.rows.get(v.seq, x, key)
+	if err != nil {
+		return Row{}, false, fmt.Errorf("engine: get: %w", err)
+	}
+	switch {
+	case known == notCached:
+		return v.getStored(x, key)
+	case known == cachedAbsent || row.Deleted:
+		return Row{}, false, nil
+	}
+	return row, true, nil
+}
+
+// getStored is Get from Badger. What it finds may answer the next reader.
+func (v View) getStored(x Extent, key []byte) (row Row, ok bool, err error) {
 	if err := v.e.enter(); err != nil {
 		return Row{}, false, err
 	}
@@ -64,16 +83,22 @@ func (v View) Get(x Extent, key []byte) (row Row, ok bool, err error) {
 	*buf = appendExtentKey((*buf)[:0], kindData, x, key)
 	item, err := v.txn.Get(*buf)
 	if err == badger.ErrKeyNotFound { //nolint:errorlint // Badger returns it bare.
+		v.e.rows.fill(v.seq, v.seq, x, key, nil)
 		return Row{}, false, nil
 	}
 	if err != nil {
 		return Row{}, false, fmt.Errorf("engine: get: %w", err)
 	}
 	// Value copies, so the row owns what decodeRow shares.
-	err = item.Value(func(b []byte) error { row, err = decodeRow(b); return err })
-	if err == nil && row.Deleted {
-		err = fmt.Errorf("%w: delete mark without its expiry", errCorruptRow)
-	}
+	err = item.Value(func(b []byte) error {
+		if row, err = decodeRow(b); err == nil && row.Deleted {
+			err = fmt.Errorf("%w: delete mark without its expiry", errCorruptRow)
+		}
+		if err == nil {
+			v.e.rows.fill(v.seq, Seq(item.Version()), x, key, b)
+		}
+		return err
+	})
 	if err != nil {
 		return Row{}, false, fmt.Errorf("engine: get: %w", err)
 	}
@@ -96,6 +121,21 @@ func (v View) Newest(x Extent, key []byte) (Row, bool, error) { return v.walk(x,
 // walk goes through the versions of a key, newest first, to the first one at
 // or below at. A key's seq order is its commit_ts order.
 func (v View) walk(x Extent, key []byte, at ts.Timestamp) (Row, bool, error) {
+	if uint64(v.seq) < v.e.pins.expired.Load() {
+		return Row{}, false, ErrExpired
+	}
+	row, ok, err := v.cachedAt(x, key, at)
+	if err != nil {
+		return Row{}, false, fmt.Errorf("engine: read versions: %w", err)
+	}
+	if ok {
+		return row, true, nil
+	}
+	return v.walkStored(x, key, at)
+}
+
+// walkStored is walk in Badger. A newest version may answer the next reader.
+func (v View) walkStored(x Extent, key []byte, at ts.Timestamp) (Row, bool, error) {
 	release, err := v.e.pins.hold(v.seq)
 	if err != nil {
 		return Row{}, false, err
@@ -108,8 +148,12 @@ func (v View) walk(x Extent, key []byte, at ts.Timestamp) (Row, bool, error) {
 	raw := appendExtentKey(make([]byte, 0, extentSizeBytes+len(key)), kindData, x, key)
 	it := v.txn.NewKeyIterator(raw, badger.IteratorOptions{})
 	defer it.Close()
+	first := true
 	for it.Rewind(); it.Valid(); it.Next() {
 		row, erased, err := itemRow(it.Item())
+		if err == nil && first && !erased {
+			first, err = false, v.offer(x, key, it.Item())
+		}
 		if err != nil {
 			return Row{}, false, fmt.Errorf("engine: read versions: %w", err)
 		}
@@ -122,6 +166,14 @@ func (v View) walk(x Extent, key []byte, at ts.Timestamp) (Row, bool, error) {
 		}
 	}
 	return Row{}, false, nil
+}
+
+// offer fills the row cache with the newest version of a key.
+func (v View) offer(x Extent, key []byte, newest *badger.Item) error {
+	return newest.Value(func(b []byte) error {
+		v.e.rows.fill(v.seq, Seq(newest.Version()), x, key, b)
+		return nil
+	})
 }
 
 // itemRow decodes an item of an iterator over all versions. Its memory is

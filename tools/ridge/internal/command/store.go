@@ -102,6 +102,7 @@ func engineOptions(v config.Values) storenode.EngineOptions {
 		MemTableSizeBytes:   v.Int("storage.memtable_size"),
 		NumMemtables:        int(v.Int("storage.num_memtables")),
 		BlockCacheSizeBytes: v.Int("storage.block_cache_size"),
+		RowCacheSizeBytes:   v.Int("storage.row_cache_size"),
 		IndexCacheSizeBytes: v.Int("storage.index_cache_size"),
 		NumLevelZeroTables:  int(v.Int("storage.num_level_zero_tables")),
 		LevelSizeMultiplier: int(v.Int("storage.level_size_multiplier")),

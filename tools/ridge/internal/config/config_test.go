@@ -104,6 +104,20 @@ labels: {zone: ""}
 	}
 }
 
+func TestRowCacheOff(t *testing.T) {
+	for text, want := range map[string]int64{"off": -1, "64MB": 64 << 20} {
+		v, err := load(t, Store(), "storage: {row_cache_size: "+text+"}\n", nil)
+		if err != nil || v.Int("storage.row_cache_size") != want {
+			t.Errorf("%s: %d, %v", text, v.Int("storage.row_cache_size"), err)
+		}
+	}
+	_, err := load(t, Store(), "storage: {row_cache_size: 0, block_cache_size: off}\n", nil)
+	if err == nil || !strings.Contains(err.Error(), "write off") ||
+		!strings.Contains(err.Error(), "storage.block_cache_size") {
+		t.Errorf("a cache of nothing, a block cache turned off: %v", err)
+	}
+}
+
 func TestBrokenFiles(t *testing.T) {
 	if _, err := load(t, PD(), "a: [", nil); err == nil || !strings.Contains(err.Error(), "YAML") {
 		t.Errorf("broken YAML: %v", err)

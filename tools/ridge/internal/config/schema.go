@@ -200,6 +200,16 @@ func tree() []setting {
 			},
 		},
 		{key: "storage.block_cache_size", kind: kindSize, max: most, help: "cache of data blocks"},
+		{
+			key: "storage.row_cache_size", kind: kindSize, max: most, off: true,
+			help: "cache of rows for point reads, or off",
+			check: func(v any) error {
+				if n := v.(int64); n >= 0 && n < 1<<20 {
+					return errors.New("below 1MB is refused: too small to help, write off")
+				}
+				return nil
+			},
+		},
 		{key: "storage.index_cache_size", kind: kindSize, max: most, help: "cache of table indexes"},
 		{
 			key: "storage.num_memtables", kind: kindInt, min: 1, max: 64,

@@ -44,6 +44,8 @@ type setting struct {
 	// min and max bound kindInt, kindSize (bytes) and kindDuration (ns) when
 	// max is set.
 	min, max int64
+	// off: a kindSize that can be turned off, with the word off; it is then -1.
+	off bool
 	// check refuses values that are well formed but unsafe, with the reason.
 	check func(any) error
 }
@@ -113,6 +115,9 @@ func (s setting) parse(raw any) (any, error) {
 }
 
 func (s setting) parseSize(text string) (any, error) {
+	if s.off && text == "off" {
+		return int64(-1), nil
+	}
 	n, err := parseBytes(text)
 	if err != nil {
 		return nil, err
