@@ -39,6 +39,7 @@ type node struct {
 	stop   func()
 	conn   *grpc.ClientConn
 	client pdpb.PDServiceClient
+	admin  pdpb.PDAdminServiceClient
 }
 
 // quick are options under which things happen within a test's patience.
@@ -114,6 +115,7 @@ func (c *cluster) start(i int) {
 		c.t.Fatal(err)
 	}
 	n.server, n.conn, n.client = server, conn, pdpb.NewPDServiceClient(conn)
+	n.admin = pdpb.NewPDAdminServiceClient(conn)
 	n.stop = func() {
 		_ = conn.Close()
 		g.Stop()
@@ -150,6 +152,8 @@ func (c *cluster) leader() int {
 }
 
 func (c *cluster) client() pdpb.PDServiceClient { return c.nodes[c.leader()].client }
+
+func (c *cluster) admin() pdpb.PDAdminServiceClient { return c.nodes[c.leader()].admin }
 
 func eventually(t *testing.T, what string, f func() error) {
 	t.Helper()

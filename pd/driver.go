@@ -10,6 +10,7 @@ import (
 	"github.com/ridgekv/ridge/pd/internal/meta"
 	"github.com/ridgekv/ridge/pd/internal/operator"
 	"github.com/ridgekv/ridge/pd/internal/schedule"
+	"github.com/ridgekv/ridge/pd/internal/settings"
 	"github.com/ridgekv/ridge/pd/internal/topology"
 	"github.com/ridgekv/ridge/pd/internal/tso"
 	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
@@ -45,6 +46,7 @@ type driver struct {
 	topology  *topology.Topology
 	operators *operator.Controller
 	oracle    *tso.Oracle
+	journal   *journal
 	began     time.Time
 	send      func(map[uint64][]*pdpb.Order)
 
@@ -58,7 +60,24 @@ type driver struct {
 func newDriver(
 	s *Server, m *meta.Meta, t *topology.Topology, c *operator.Controller, o *tso.Oracle,
 ) *driver {
-	return &driver{s: s, m: m, topology: t, operators: c, oracle: o, began: time.Now()}
+	return &driver{
+		s: s, m: m, topology: t, operators: c, oracle: o, began: time.Now(),
+		journal: &journal{m: m, member: s.o.MemberID, writer: o.Epoch()},
+	}
+}
+
+// settings are those in force now.
+func (d *driver) settings() settings.Settings { return inForce(d.s.o, d.m) }
+
+func (d *driver) retention() time.Duration { return d.settings().Retention }
+
+// limits bound the operators.
+func limits(s settings.Settings) operator.Limits {
+	return operator.Limits{
+		StoreMoves: s.StoreMoves, LeaderTransfers: s.LeaderTransfers, Splits: maxSplits,
+		Operators: maxOperators, StepTimeout: s.OperatorTimeout,
+		ImageBytesPerSecond: s.ImageBytesPerSecond,
+	}
 }
 
 func (d *driver) run(ctx context.Context) error {
@@ -92,7 +111,7 @@ func (d *driver) pass(ctx context.Context, now time.Time) {
 		return
 	}
 	d.topology.PutStores(d.m.Stores(), now)
-	d.operators.SetLimits(d.s.limitsOf(d.m.Config()))
+	d.operators.SetLimits(limits(d.settings()))
 	v := d.view(now)
 	waiting := d.whyWait(v, now)
 	var verdicts []*pdpb.Verdict
@@ -111,32 +130,27 @@ func (d *driver) pass(ctx context.Context, now time.Time) {
 	d.measure(v, len(verdicts), time.Since(now))
 }
 
-// limitsOf is what bounds the operators.
-func (s *Server) limitsOf(c *pdpb.ClusterConfig) operator.Limits {
-	return operator.Limits{
-		StoreMoves: int(c.GetStoreMoves()), LeaderTransfers: int(c.GetLeaderTransfers()),
-		Splits: maxSplits, Operators: maxOperators, StepTimeout: s.o.OperatorTimeout,
-		ImageBytesPerSecond: c.GetImageBytesPerSecond(),
-	}
-}
-
 func (d *driver) view(now time.Time) topology.View {
-	v := d.topology.View(now)
-	v.DownAfter = d.s.o.StoreDownAfter
-	v.SilentAfter = silentHeartbeats * d.s.o.StoreHeartbeat
-	v.MissingAfter, v.StaleAfter = missingAfter, max(d.s.o.StoreDownAfter, time.Minute)
-	c := d.m.Config()
-	v.Replicas, v.SplitSizeBytes = int(c.GetReplicas()), c.GetSplitSizeBytes()
-	v.SplitLoadOps, v.LocationLabels = c.GetSplitLoadOps(), c.GetLocationLabels()
-	v.HighWaterPercent = int(c.GetHighWaterPercent())
-	v.TolerancePercent = int(c.GetTolerancePercent())
+	v, s := d.topology.View(now), d.settings()
+	v.DownAfter = s.StoreDownAfter
+	v.SilentAfter = silentHeartbeats * s.StoreHeartbeat
+	v.MissingAfter, v.StaleAfter = missingAfter, max(s.StoreDownAfter, time.Minute)
+	v.Replicas, v.SplitSizeBytes = s.Replicas, s.SplitSizeBytes
+	v.SplitLoadOps, v.LocationLabels = s.SplitLoadOps, s.LocationLabels
+	v.HighWaterPercent, v.TolerancePercent = s.HighWaterPercent, s.TolerancePercent
 	v.Rules = d.m.Rules()
+	if p := d.paused(now); p != nil {
+		v.Still = "paused by hand until " + utc(p)
+	}
 	return v
 }
 
-// whyWait holds planning back after a change of leader, until most ranges have
-// told how they are.
+// whyWait holds planning back while people want it so, and after a change of
+// leader until most ranges have told how they are.
 func (d *driver) whyWait(v topology.View, now time.Time) string {
+	if p := d.paused(now); p.GetAll() {
+		return "paused by hand, repair too, until " + utc(p)
+	}
 	reported := 0
 	for _, r := range v.Ranges {
 		if !r.Reported.IsZero() {
@@ -147,6 +161,19 @@ func (d *driver) whyWait(v topology.View, now time.Time) string {
 		return ""
 	}
 	return fmt.Sprintf("%d of %d ranges have reported since this PD leads", reported, len(v.Ranges))
+}
+
+// paused is the pause in force, or nil.
+func (d *driver) paused(now time.Time) *pdpb.Pause {
+	if p := d.m.Pause(); uint64(now.UnixMilli()) < p.GetUntilUnixMs() {
+		return p
+	}
+	return nil
+}
+
+// utc renders the end of a pause.
+func utc(p *pdpb.Pause) string {
+	return time.UnixMilli(int64(p.GetUntilUnixMs())).UTC().Format(time.RFC3339)
 }
 
 // plan asks the planners and begins what they want.
@@ -164,7 +191,13 @@ func (d *driver) plan(ctx context.Context, v topology.View, now time.Time) []*pd
 		say(w)
 	}
 	for _, op := range plan.Operators {
-		if why := d.admit(ctx, op, now); why != "" {
+		why := ""
+		if op.By == schedule.BySplit && v.Still != "" {
+			why = "splitting is " + v.Still
+		} else {
+			why = d.admit(ctx, op, now)
+		}
+		if why != "" {
 			say(schedule.Verdict{RangeID: op.RangeID, By: op.By, Reason: why})
 		}
 	}
@@ -186,8 +219,19 @@ func (d *driver) admit(ctx context.Context, op *operator.Operator, now time.Time
 	if err := d.operators.Admit(op, r, now); err != nil {
 		return err.Error()
 	}
-	d.s.o.Logger.Info("operator begins", "range", op.RangeID, "by", op.By, "op", op.String())
+	d.noteBegan(op)
 	return ""
+}
+
+func (d *driver) noteBegan(op *operator.Operator) {
+	d.s.o.Logger.Info("operator begins", "range", op.RangeID, "by", op.By, "op", op.String())
+	d.journal.operator(pdpb.DecisionKind_DECISION_KIND_BEGAN, op, op.What(), op.Reason)
+}
+
+// begin starts an operator that a person asked for; it says why not, or nothing.
+func (d *driver) begin(ctx context.Context, op *operator.Operator) string {
+	op.By, op.Priority = schedule.ByHand, operator.ByHand
+	return d.admit(ctx, op, time.Now())
 }
 
 // name gives new replicas their ids, which are never used again.
@@ -230,6 +274,7 @@ func (d *driver) split(r *topology.Range, key []byte) string {
 	if err := d.operators.Admit(op, r, time.Now()); err != nil {
 		return err.Error()
 	}
+	d.noteBegan(op)
 	return ""
 }
 
@@ -237,11 +282,15 @@ func (d *driver) report(e operator.Ended, now time.Time) {
 	took := now.Sub(e.Operator.Began).Round(time.Millisecond)
 	if e.Failure != "" {
 		d.s.metrics.operators.WithLabelValues("failed").Inc()
+		d.journal.operator(pdpb.DecisionKind_DECISION_KIND_FAILED, e.Operator, e.Operator.What(),
+			e.Failure)
 		d.s.o.Logger.Warn("operator given up",
 			"range", e.Operator.RangeID, "op", e.Operator.String(), "why", e.Failure, "took", took)
 		return
 	}
 	d.s.metrics.operators.WithLabelValues("done").Inc()
+	d.journal.operator(pdpb.DecisionKind_DECISION_KIND_DONE, e.Operator, e.Operator.What(),
+		fmt.Sprintf("took %s; %s", took, e.Operator.Reason))
 	d.s.o.Logger.Info("operator done",
 		"range", e.Operator.RangeID, "op", e.Operator.String(), "took", took)
 }

@@ -153,15 +153,16 @@ func (l *leadership) lead(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	d := newDriver(l.s, l.m, topology.New(time.Now(), l.m.Stores(), l.m.Ranges()),
-		operator.NewController(l.s.limitsOf(l.m.Config()), oracle.Epoch()<<32), oracle)
+		operator.NewController(limits(inForce(l.s.o, l.m)), oracle.Epoch()<<32), oracle)
 	l.s.service.Lead(d.leading(ctx))
 	l.s.metrics.leads.Set(1)
 	l.s.o.Logger.Info("this PD leads", "member", l.s.o.MemberID, "epoch", oracle.Epoch())
 	var wg sync.WaitGroup
-	errc := make(chan error, 4)
+	errc := make(chan error, 5)
 	wg.Go(func() { errc <- oracle.Run(ctx) })
 	wg.Go(func() { errc <- d.run(ctx) })
-	wg.Go(func() { errc <- safepoint.Run(ctx, l.m, oracle.Now, l.s.o.Retention) })
+	wg.Go(func() { errc <- safepoint.Run(ctx, l.m, oracle.Now, d.retention) })
+	wg.Go(func() { errc <- d.journal.run(ctx) })
 	wg.Go(func() { errc <- l.watchRaft(ctx) })
 	err = <-errc
 	l.s.service.Lead(nil)
@@ -174,16 +175,7 @@ func (l *leadership) lead(ctx context.Context) error {
 // agreeOnCluster names the cluster, once, and brings this member's settings
 // into force.
 func (l *leadership) agreeOnCluster(ctx context.Context) error {
-	config := &pdpb.ClusterConfig{
-		Replicas: uint32(l.s.o.Replicas), SplitSizeBytes: l.s.o.SplitSizeBytes,
-		StoreHeartbeatMs: uint64(l.s.o.StoreHeartbeat.Milliseconds()),
-		RetentionMs:      uint64(l.s.o.Retention.Milliseconds()),
-		LocationLabels:   l.s.o.LocationLabels, StoreMoves: uint32(l.s.o.StoreMoves),
-		LeaderTransfers:     uint32(l.s.o.LeaderTransfers),
-		ImageBytesPerSecond: l.s.o.ImageBytesPerSecond, SplitLoadOps: l.s.o.SplitLoadOps,
-		HighWaterPercent: uint32(l.s.o.HighWaterPercent),
-		TolerancePercent: uint32(l.s.o.TolerancePercent),
-	}
+	config := inForce(l.s.o, l.m).Config()
 	commands := []*pdpb.Command{
 		{Command: &pdpb.Command_InitCluster{
 			InitCluster: &pdpb.InitCluster{ClusterId: randomID(), Config: config},
@@ -227,7 +219,8 @@ func (d *driver) leading(ctx context.Context) *service.Leading {
 	l := &service.Leading{
 		Oracle: d.oracle, Topology: d.topology, Operators: d.operators,
 		Verdicts: d.verdictList, Waiting: d.waiting, Split: d.split,
-		DownAfter: d.s.o.StoreDownAfter, Done: ctx.Done(),
+		Settings: d.settings, Given: d.s.o.given(), View: d.view, Begin: d.begin,
+		Note: d.journal.add, Done: ctx.Done(),
 	}
 	d.send = l.SendOrders
 	return l

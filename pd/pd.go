@@ -42,9 +42,12 @@ func New(o Options) (*Server, error) {
 	return s, nil
 }
 
-// Register adds PDService to r. Calls are answered UNAVAILABLE until Run has
-// opened the node.
-func (s *Server) Register(r grpc.ServiceRegistrar) { pdpb.RegisterPDServiceServer(r, s.service) }
+// Register adds PDService and PDAdminService to r. Calls are answered
+// UNAVAILABLE until Run has opened the node.
+func (s *Server) Register(r grpc.ServiceRegistrar) {
+	pdpb.RegisterPDServiceServer(r, s.service)
+	pdpb.RegisterPDAdminServiceServer(r, s.service)
+}
 
 // Run opens the node and serves until ctx ends or the node fails. When it
 // returns, nothing of the node is running. It may be called once.

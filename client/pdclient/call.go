@@ -18,9 +18,10 @@ import (
 // answer is what every response of PD has.
 type answer interface{ GetError() *pdpb.PDError }
 
-// method is an RPC of the generated client, as a method expression.
-type method[Req any, Resp answer] func(
-	pdpb.PDServiceClient, context.Context, Req, ...grpc.CallOption) (Resp, error)
+// method is an RPC of a generated client, as a method expression. S is one of
+// the services that a node speaks.
+type method[S any, Req any, Resp answer] func(
+	S, context.Context, Req, ...grpc.CallOption) (Resp, error)
 
 // target says which node a call may go to.
 type target int
@@ -33,9 +34,9 @@ const (
 // call sends r until a PD answers it, the error is final or ctx ends. Every
 // call of PD may be sent twice: ids that got lost are never used, and the
 // others name what they want.
-func call[Req any, Resp answer](
+func call[S any, Req any, Resp answer](
 	ctx context.Context, c *Client, op string, to target, tryTimeout time.Duration,
-	do method[Req, Resp], r Req,
+	do method[S, Req, Resp], r Req,
 ) (Resp, error) {
 	var none Resp
 	began := time.Now()
@@ -72,13 +73,13 @@ func call[Req any, Resp answer](
 	}
 }
 
-func try[Req any, Resp answer](
-	ctx context.Context, client pdpb.PDServiceClient, timeout time.Duration,
-	do method[Req, Resp], r Req,
+func try[S any, Req any, Resp answer](
+	ctx context.Context, client node, timeout time.Duration,
+	do method[S, Req, Resp], r Req,
 ) (Resp, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	return do(client, ctx, r)
+	return do(any(client).(S), ctx, r)
 }
 
 // bound gives ctx the default deadline if it has none.

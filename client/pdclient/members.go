@@ -16,6 +16,12 @@ import (
 // five nodes; the rest is room for addresses that changed.
 const maxMembers = 32
 
+// node speaks both services of one PD node.
+type node struct {
+	pdpb.PDServiceClient
+	pdpb.PDAdminServiceClient
+}
+
 // members knows the addresses of PD nodes and which one led last.
 type members struct {
 	dial dial.Options
@@ -47,7 +53,7 @@ func newMembers(o Options) *members {
 }
 
 // pick returns the leader, or the next address of the round.
-func (m *members) pick() (string, pdpb.PDServiceClient, error) {
+func (m *members) pick() (string, node, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	addr := m.mu.leader
@@ -60,7 +66,7 @@ func (m *members) pick() (string, pdpb.PDServiceClient, error) {
 }
 
 // pickAny returns the next address of the round, leader or not.
-func (m *members) pickAny() (string, pdpb.PDServiceClient, error) {
+func (m *members) pickAny() (string, node, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	addr := m.mu.addresses[m.mu.next%len(m.mu.addresses)]
@@ -70,25 +76,25 @@ func (m *members) pickAny() (string, pdpb.PDServiceClient, error) {
 }
 
 // at returns the node at addr.
-func (m *members) at(addr string) (pdpb.PDServiceClient, error) {
+func (m *members) at(addr string) (node, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.clientLocked(addr)
 }
 
-func (m *members) clientLocked(addr string) (pdpb.PDServiceClient, error) {
+func (m *members) clientLocked(addr string) (node, error) {
 	if m.mu.closed {
-		return nil, ErrClosed
+		return node{}, ErrClosed
 	}
 	conn := m.mu.conns[addr]
 	if conn == nil {
 		var err error
 		if conn, err = dial.New(addr, m.dial); err != nil {
-			return nil, err
+			return node{}, err
 		}
 		m.mu.conns[addr] = conn
 	}
-	return pdpb.NewPDServiceClient(conn), nil
+	return node{pdpb.NewPDServiceClient(conn), pdpb.NewPDAdminServiceClient(conn)}, nil
 }
 
 // failed notes that addr did not answer; the round goes on behind it.

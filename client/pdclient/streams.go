@@ -21,7 +21,7 @@ func (c *Client) RangeHeartbeat(ctx context.Context) (*RangeHeartbeats, error) {
 	for {
 		addr, err := c.leader(ctx, log)
 		if err == nil {
-			var client pdpb.PDServiceClient
+			var client node
 			if client, err = c.members.at(addr); err == nil {
 				var stream grpc.BidiStreamingClient[
 					pdpb.RangeHeartbeatRequest, pdpb.RangeHeartbeatResponse]

@@ -60,11 +60,12 @@ var rooms = map[string]string{
 	"pd/internal/meta":      "",
 	"pd/internal/tso":       "pd/internal/meta",
 	"pd/internal/safepoint": "pd/internal/meta",
+	"pd/internal/settings":  "",
 	"pd/internal/topology":  "pd/internal/meta",
 	"pd/internal/operator":  "pd/internal/topology",
 	"pd/internal/schedule":  "pd/internal/schedule pd/internal/operator pd/internal/topology",
 	"pd/internal/service": "pd/internal/meta pd/internal/topology pd/internal/operator " +
-		"pd/internal/tso pd/internal/safepoint",
+		"pd/internal/tso pd/internal/safepoint pd/internal/schedule pd/internal/settings",
 }
 
 // exceptions are single edges that the tables above forbid, with the reason.

@@ -58,6 +58,20 @@ func golden() []*pdpb.Command {
 		}),
 		putRule(rule("gone", "m", "n", 0)),
 		{Command: &pdpb.Command_DropRule{DropRule: &pdpb.DropRule{Id: "gone"}}},
+		putSettings(0, map[string]string{"replicas": "5", "retention": "1h"}),
+		putSettings(1, map[string]string{"split_size": "64MB"}, "retention"),
+		{Command: &pdpb.Command_PutPause{PutPause: &pdpb.PutPause{
+			Pause: &pdpb.Pause{UntilUnixMs: 9000, All: true},
+		}}},
+		journal(1, &pdpb.Decision{
+			UnixMs: 5000, Kind: pdpb.DecisionKind_DECISION_KIND_BEGAN, OperatorId: 1<<32 + 1,
+			RangeIds: []uint64{7}, RangeCount: 1, StoreIds: []uint64{3, 4}, MemberId: 1,
+			What: "add learner@4, promote @4, remove @3", Why: "repair: store 3 down 5m0s",
+		}, &pdpb.Decision{
+			UnixMs: 6000, Kind: pdpb.DecisionKind_DECISION_KIND_REFUSED,
+			RangeIds: []uint64{8, 9}, RangeCount: 20, MemberId: 1,
+			Why: "no other store can take a replica", Remedy: "add a store",
+		}),
 	}
 }
 

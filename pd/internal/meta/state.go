@@ -54,6 +54,15 @@ type state struct {
 	rules          map[string]*pdpb.PlacementRule
 	ruleRevision   uint64
 	appliedIndex   uint64
+	// settings are replaced whole, never changed in place.
+	settings        map[string]string
+	settingsVersion uint64
+	pause           *pdpb.Pause
+	// journal holds the last JournalSize decisions, oldest first.
+	journal      []*pdpb.Decision
+	nextDecision uint64
+	// journalWriter and journalBatch name the last batch that was taken.
+	journalWriter, journalBatch uint64
 }
 
 func newState() *state {
@@ -65,6 +74,7 @@ func newState() *state {
 		holds:       map[string]*pdpb.Hold{},
 		rules:       map[string]*pdpb.PlacementRule{},
 		tso:         &pdpb.TSORecord{},
+		settings:    map[string]string{}, nextDecision: 1,
 	}
 }
 
@@ -101,6 +111,12 @@ func (s *state) apply(c *pdpb.Command) *pdpb.CommandResult {
 		return s.putRule(c.PutRule)
 	case *pdpb.Command_DropRule:
 		return s.dropRule(c.DropRule)
+	case *pdpb.Command_PutSettings:
+		return s.putSettings(c.PutSettings)
+	case *pdpb.Command_PutPause:
+		return s.putPause(c.PutPause)
+	case *pdpb.Command_AppendJournal:
+		return s.appendJournal(c.AppendJournal)
 	case *pdpb.Command_ProbeClock, *pdpb.Command_AnswerClock:
 		return &pdpb.CommandResult{} // spoken past the state, see Machine.observe
 	}
@@ -289,6 +305,9 @@ func (s *state) proto() *pdpb.MetaState {
 		ClusterId: s.clusterID, NextId: s.nextID, NextStoreId: s.nextStoreID, Config: s.config,
 		FirstRange: s.firstRange, FirstRangeBorn: s.firstRangeBorn, Tso: s.tso,
 		GcSafePoint: s.gcSafePoint, TxnSafePoint: s.txnSafePoint, AppliedIndex: s.appliedIndex,
+		Settings: s.settings, SettingsVersion: s.settingsVersion, Pause: s.pause,
+		Journal: s.journal, NextDecision: s.nextDecision,
+		JournalWriter: s.journalWriter, JournalBatch: s.journalBatch,
 	}
 	for _, id := range slices.Sorted(maps.Keys(s.stores)) {
 		out.Stores = append(out.Stores, s.stores[id])
@@ -315,6 +334,12 @@ func stateFromProto(p *pdpb.MetaState) *state {
 	s.appliedIndex = p.GetAppliedIndex()
 	if p.GetTso() != nil {
 		s.tso = p.GetTso()
+	}
+	s.settingsVersion, s.pause, s.journal = p.GetSettingsVersion(), p.GetPause(), p.GetJournal()
+	s.nextDecision = max(s.nextDecision, p.GetNextDecision())
+	s.journalWriter, s.journalBatch = p.GetJournalWriter(), p.GetJournalBatch()
+	if p.GetSettings() != nil {
+		s.settings = p.GetSettings()
 	}
 	for _, r := range p.GetStores() {
 		s.stores[r.GetStore().GetStoreId()] = r

@@ -89,6 +89,18 @@ func drop(id string) *pdpb.Command {
 	return &pdpb.Command{Command: &pdpb.Command_DropHold{DropHold: &pdpb.DropHold{HoldId: id}}}
 }
 
+func putSettings(version uint64, set map[string]string, unset ...string) *pdpb.Command {
+	return &pdpb.Command{Command: &pdpb.Command_PutSettings{PutSettings: &pdpb.PutSettings{
+		ExpectedVersion: version, Set: set, Unset: unset,
+	}}}
+}
+
+func journal(batch uint64, decisions ...*pdpb.Decision) *pdpb.Command {
+	return &pdpb.Command{Command: &pdpb.Command_AppendJournal{
+		AppendJournal: &pdpb.AppendJournal{Writer: 9, Batch: batch, Decisions: decisions},
+	}}
+}
+
 // must applies c and checks the reason of its refusal.
 func must(t *testing.T, s *state, c *pdpb.Command, want pdpb.PDErrorReason) *pdpb.CommandResult {
 	t.Helper()

@@ -103,6 +103,21 @@ func (c *Controller) Admit(o *Operator, r *topology.Range, now time.Time) error 
 	return nil
 }
 
+// Cancel ends an operator; nil when none has the id. What it has done stays: a
+// learner it leaves behind is taken up or removed by repair.
+func (c *Controller) Cancel(id uint64) *Operator {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for rangeID, o := range c.mu.byRange {
+		if o.ID == id {
+			delete(c.mu.byRange, rangeID)
+			c.mu.budget = nil
+			return o
+		}
+	}
+	return nil
+}
+
 // Ended is an operator that is over, and how.
 type Ended struct {
 	Operator *Operator
@@ -203,19 +218,23 @@ func (c *Controller) List(now time.Time) []*pdpb.OperatorInfo {
 	defer c.mu.Unlock()
 	out := make([]*pdpb.OperatorInfo, 0, len(c.mu.byRange))
 	for _, id := range slices.Sorted(maps.Keys(c.mu.byRange)) {
-		o := c.mu.byRange[id]
-		info := &pdpb.OperatorInfo{
-			OperatorId: o.ID, RangeId: o.RangeID, By: o.By, Reason: o.Reason,
-			Current: uint32(o.Current),
-			AgeMs:   uint64(max(0, now.Sub(o.Began)).Milliseconds()),
-		}
-		if o.Held != "" {
-			info.Reason += "; held back: " + o.Held
-		}
-		for _, s := range o.Steps {
-			info.Steps = append(info.Steps, s.String())
-		}
-		out = append(out, info)
+		out = append(out, c.mu.byRange[id].Info(now))
 	}
 	return out
+}
+
+// Info describes the operator for people.
+func (o *Operator) Info(now time.Time) *pdpb.OperatorInfo {
+	info := &pdpb.OperatorInfo{
+		OperatorId: o.ID, RangeId: o.RangeID, By: o.By, Reason: o.Reason,
+		Current: uint32(o.Current),
+		AgeMs:   uint64(max(0, now.Sub(o.Began)).Milliseconds()),
+	}
+	if o.Held != "" {
+		info.Reason += "; held back: " + o.Held
+	}
+	for _, s := range o.Steps {
+		info.Steps = append(info.Steps, s.String())
+	}
+	return info
 }

@@ -97,11 +97,16 @@ type Operator struct {
 
 // String renders the operator: range, steps, reason.
 func (o *Operator) String() string {
+	return fmt.Sprintf("range %d: %s   # %s", o.RangeID, o.What(), o.Reason)
+}
+
+// What renders the steps.
+func (o *Operator) What() string {
 	parts := make([]string, len(o.Steps))
 	for i, s := range o.Steps {
 		parts[i] = s.String()
 	}
-	return fmt.Sprintf("range %d: %s   # %s", o.RangeID, strings.Join(parts, ", "), o.Reason)
+	return strings.Join(parts, ", ")
 }
 
 // limit is how long the step may take, of a range of that size.

@@ -20,27 +20,29 @@ type Log interface {
 // Run raises both points to retention ago, again and again, until ctx ends.
 // fresh gives a timestamp and fails on a PD that no longer leads. There are no
 // locks in this release, so the GC safe point follows the transactions' at
-// once.
+// once. The retention may change: each round asks for it anew.
 func Run(
 	ctx context.Context, log Log, fresh func(context.Context) (ts.Timestamp, error),
-	retention time.Duration,
+	retention func() time.Duration,
 ) error {
-	ticker := time.NewTicker(interval(retention))
-	defer ticker.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timer.C:
+		}
+		keep := retention()
+		timer.Reset(interval(keep))
 		if now, err := fresh(ctx); err == nil {
-			point := uint64(now.Add(-retention))
+			point := uint64(now.Add(-keep))
 			// A failure is made good by the next round.
 			_, _ = log.Propose(ctx, &pdpb.Command{Command: &pdpb.Command_RaiseSafePoint{
 				RaiseSafePoint: &pdpb.RaiseSafePoint{
 					Txn: point, Gc: point, NowUnixMs: uint64(time.Now().UnixMilli()),
 				},
 			}})
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-ticker.C:
 		}
 	}
 }

@@ -53,7 +53,7 @@ func TestPointsFollowTheClock(t *testing.T) {
 		}
 		done := make(chan error, 1)
 		var wg sync.WaitGroup
-		wg.Go(func() { done <- Run(ctx, l, fresh, 10*time.Minute) })
+		wg.Go(func() { done <- Run(ctx, l, fresh, keepTenMinutes) })
 		time.Sleep(2*time.Minute + time.Second)
 		rounds := l.rounds()
 		if len(rounds) != 5 { // at once, then every 30 s
@@ -89,3 +89,5 @@ func TestInterval(t *testing.T) {
 		}
 	}
 }
+
+func keepTenMinutes() time.Duration { return 10 * time.Minute }

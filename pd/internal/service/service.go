@@ -15,6 +15,7 @@ import (
 
 	"github.com/ridgekv/ridge/pd/internal/meta"
 	"github.com/ridgekv/ridge/pd/internal/operator"
+	"github.com/ridgekv/ridge/pd/internal/settings"
 	"github.com/ridgekv/ridge/pd/internal/topology"
 	"github.com/ridgekv/ridge/pd/internal/tso"
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
@@ -32,8 +33,15 @@ type Leading struct {
 	Waiting  func() string
 	// Split asks for a manual split; empty when it was admitted.
 	Split func(r *topology.Range, key []byte) string
-	// DownAfter is how long a store may be silent.
-	DownAfter time.Duration
+	// Begin starts an operator by hand; empty when it was admitted.
+	Begin func(ctx context.Context, o *operator.Operator) string
+	// View is the picture planners have.
+	View func(now time.Time) topology.View
+	// Settings are in force, Given are those this node was started with.
+	Settings func() settings.Settings
+	Given    settings.Settings
+	// Note adds to the journal.
+	Note func(*pdpb.Decision)
 	// Done is closed when this node no longer leads.
 	Done <-chan struct{}
 
@@ -52,6 +60,7 @@ type Options struct {
 // Service implements pdpb.PDServiceServer.
 type Service struct {
 	pdpb.UnimplementedPDServiceServer
+	pdpb.UnimplementedPDAdminServiceServer
 	o       Options
 	meta    atomic.Pointer[meta.Meta]
 	leading atomic.Pointer[Leading]

@@ -59,11 +59,11 @@ func (s *Service) stores(l *Leading) []*metapb.Store {
 }
 
 func (s *Service) storeInfos(l *Leading) []*pdpb.StoreInfo {
-	now := time.Now()
+	now, downAfter := time.Now(), l.Settings().StoreDownAfter
 	var out []*pdpb.StoreInfo
 	for _, st := range l.Topology.Stores() {
 		store := st.Store
-		if store.GetState() != metapb.StoreState_STORE_STATE_GONE && now.Sub(st.Heard) >= l.DownAfter {
+		if store.GetState() != metapb.StoreState_STORE_STATE_GONE && now.Sub(st.Heard) >= downAfter {
 			store = &metapb.Store{
 				StoreId: store.GetStoreId(), GrpcAddress: store.GetGrpcAddress(),
 				RaftAddress: store.GetRaftAddress(), Labels: store.GetLabels(),

@@ -45,6 +45,9 @@ const (
 	PDErrorReason_PD_ERROR_REASON_TOO_OLD        PDErrorReason = 10
 	// STORE_DUPLICATE: another process runs with this store's identity.
 	PDErrorReason_PD_ERROR_REASON_STORE_DUPLICATE PDErrorReason = 11
+	// REFUSED: the cluster is not in a state that allows it; the message says what
+	// would make it possible.
+	PDErrorReason_PD_ERROR_REASON_REFUSED PDErrorReason = 30
 )
 
 // Enum value maps for PDErrorReason.
@@ -62,6 +65,7 @@ var (
 		9:  "PD_ERROR_REASON_UNAVAILABLE",
 		10: "PD_ERROR_REASON_TOO_OLD",
 		11: "PD_ERROR_REASON_STORE_DUPLICATE",
+		30: "PD_ERROR_REASON_REFUSED",
 	}
 	PDErrorReason_value = map[string]int32{
 		"PD_ERROR_REASON_UNSPECIFIED":      0,
@@ -76,6 +80,7 @@ var (
 		"PD_ERROR_REASON_UNAVAILABLE":      9,
 		"PD_ERROR_REASON_TOO_OLD":          10,
 		"PD_ERROR_REASON_STORE_DUPLICATE":  11,
+		"PD_ERROR_REASON_REFUSED":          30,
 	}
 )
 
@@ -5107,7 +5112,7 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12\x17\n" +
 	"\ahold_id\x18\x02 \x01(\tR\x06holdId\"A\n" +
 	"\x13ReleaseHoldResponse\x12*\n" +
-	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error*\xa9\x03\n" +
+	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error*\xc6\x03\n" +
 	"\rPDErrorReason\x12\x1f\n" +
 	"\x1bPD_ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aPD_ERROR_REASON_NOT_LEADER\x10\x01\x12$\n" +
@@ -5121,7 +5126,8 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"\x1bPD_ERROR_REASON_UNAVAILABLE\x10\t\x12\x1b\n" +
 	"\x17PD_ERROR_REASON_TOO_OLD\x10\n" +
 	"\x12#\n" +
-	"\x1fPD_ERROR_REASON_STORE_DUPLICATE\x10\v2\xb7\x0e\n" +
+	"\x1fPD_ERROR_REASON_STORE_DUPLICATE\x10\v\x12\x1b\n" +
+	"\x17PD_ERROR_REASON_REFUSED\x10\x1e2\xb7\x0e\n" +
 	"\tPDService\x12D\n" +
 	"\aMembers\x12\x1b.ridge.pd.v1.MembersRequest\x1a\x1c.ridge.pd.v1.MembersResponse\x12A\n" +
 	"\x06Status\x12\x1a.ridge.pd.v1.StatusRequest\x1a\x1b.ridge.pd.v1.StatusResponse\x12V\n" +

@@ -47,6 +47,9 @@ type Command struct {
 	//	*Command_AnswerClock
 	//	*Command_PutRule
 	//	*Command_DropRule
+	//	*Command_PutSettings
+	//	*Command_PutPause
+	//	*Command_AppendJournal
 	Command       isCommand_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -233,6 +236,33 @@ func (x *Command) GetDropRule() *DropRule {
 	return nil
 }
 
+func (x *Command) GetPutSettings() *PutSettings {
+	if x != nil {
+		if x, ok := x.Command.(*Command_PutSettings); ok {
+			return x.PutSettings
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetPutPause() *PutPause {
+	if x != nil {
+		if x, ok := x.Command.(*Command_PutPause); ok {
+			return x.PutPause
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetAppendJournal() *AppendJournal {
+	if x != nil {
+		if x, ok := x.Command.(*Command_AppendJournal); ok {
+			return x.AppendJournal
+		}
+	}
+	return nil
+}
+
 type isCommand_Command interface {
 	isCommand_Command()
 }
@@ -301,6 +331,18 @@ type Command_DropRule struct {
 	DropRule *DropRule `protobuf:"bytes,16,opt,name=drop_rule,json=dropRule,proto3,oneof"`
 }
 
+type Command_PutSettings struct {
+	PutSettings *PutSettings `protobuf:"bytes,30,opt,name=put_settings,json=putSettings,proto3,oneof"`
+}
+
+type Command_PutPause struct {
+	PutPause *PutPause `protobuf:"bytes,31,opt,name=put_pause,json=putPause,proto3,oneof"`
+}
+
+type Command_AppendJournal struct {
+	AppendJournal *AppendJournal `protobuf:"bytes,32,opt,name=append_journal,json=appendJournal,proto3,oneof"`
+}
+
 func (*Command_InitCluster) isCommand_Command() {}
 
 func (*Command_AllocateIds) isCommand_Command() {}
@@ -332,6 +374,12 @@ func (*Command_AnswerClock) isCommand_Command() {}
 func (*Command_PutRule) isCommand_Command() {}
 
 func (*Command_DropRule) isCommand_Command() {}
+
+func (*Command_PutSettings) isCommand_Command() {}
+
+func (*Command_PutPause) isCommand_Command() {}
+
+func (*Command_AppendJournal) isCommand_Command() {}
 
 // CommandResult is what applying a command decided.
 type CommandResult struct {
@@ -1371,6 +1419,185 @@ func (x *AnswerClock) GetWallUnixMs() uint64 {
 	return 0
 }
 
+// PutSettings changes what people have set, all of it or nothing.
+type PutSettings struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// expected_version fences the change: it was judged against these settings.
+	ExpectedVersion uint64            `protobuf:"varint,1,opt,name=expected_version,json=expectedVersion,proto3" json:"expected_version,omitempty"`
+	Set             map[string]string `protobuf:"bytes,2,rep,name=set,proto3" json:"set,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Unset           []string          `protobuf:"bytes,3,rep,name=unset,proto3" json:"unset,omitempty"`
+	// config is what stores need to know of the outcome.
+	Config        *ClusterConfig `protobuf:"bytes,4,opt,name=config,proto3" json:"config,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutSettings) Reset() {
+	*x = PutSettings{}
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutSettings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutSettings) ProtoMessage() {}
+
+func (x *PutSettings) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutSettings.ProtoReflect.Descriptor instead.
+func (*PutSettings) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *PutSettings) GetExpectedVersion() uint64 {
+	if x != nil {
+		return x.ExpectedVersion
+	}
+	return 0
+}
+
+func (x *PutSettings) GetSet() map[string]string {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+func (x *PutSettings) GetUnset() []string {
+	if x != nil {
+		return x.Unset
+	}
+	return nil
+}
+
+func (x *PutSettings) GetConfig() *ClusterConfig {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+// PutPause replaces the pause; until 0 ends it.
+type PutPause struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pause         *Pause                 `protobuf:"bytes,1,opt,name=pause,proto3" json:"pause,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutPause) Reset() {
+	*x = PutPause{}
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutPause) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutPause) ProtoMessage() {}
+
+func (x *PutPause) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutPause.ProtoReflect.Descriptor instead.
+func (*PutPause) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *PutPause) GetPause() *Pause {
+	if x != nil {
+		return x.Pause
+	}
+	return nil
+}
+
+// AppendJournal adds decisions to the journal, which keeps the last ones.
+type AppendJournal struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Decisions []*Decision            `protobuf:"bytes,1,rep,name=decisions,proto3" json:"decisions,omitempty"`
+	// writer is the leadership that decided, batch counts its entries from 1: one
+	// that is repeated because its outcome was unknown is taken once.
+	Writer        uint64 `protobuf:"varint,2,opt,name=writer,proto3" json:"writer,omitempty"`
+	Batch         uint64 `protobuf:"varint,3,opt,name=batch,proto3" json:"batch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppendJournal) Reset() {
+	*x = AppendJournal{}
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppendJournal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppendJournal) ProtoMessage() {}
+
+func (x *AppendJournal) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppendJournal.ProtoReflect.Descriptor instead.
+func (*AppendJournal) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *AppendJournal) GetDecisions() []*Decision {
+	if x != nil {
+		return x.Decisions
+	}
+	return nil
+}
+
+func (x *AppendJournal) GetWriter() uint64 {
+	if x != nil {
+		return x.Writer
+	}
+	return 0
+}
+
+func (x *AppendJournal) GetBatch() uint64 {
+	if x != nil {
+		return x.Batch
+	}
+	return 0
+}
+
 // StoreRecord is a store as PD remembers it.
 type StoreRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1384,7 +1611,7 @@ type StoreRecord struct {
 
 func (x *StoreRecord) Reset() {
 	*x = StoreRecord{}
-	mi := &file_ridge_pd_v1_state_proto_msgTypes[19]
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1396,7 +1623,7 @@ func (x *StoreRecord) String() string {
 func (*StoreRecord) ProtoMessage() {}
 
 func (x *StoreRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_state_proto_msgTypes[19]
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1409,7 +1636,7 @@ func (x *StoreRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreRecord.ProtoReflect.Descriptor instead.
 func (*StoreRecord) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{19}
+	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StoreRecord) GetStore() *v1.Store {
@@ -1446,14 +1673,22 @@ type MetaState struct {
 	AppliedIndex   uint64           `protobuf:"varint,13,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
 	Rules          []*PlacementRule `protobuf:"bytes,14,rep,name=rules,proto3" json:"rules,omitempty"`
 	// rule_revision is that of the last change of a rule.
-	RuleRevision  uint64 `protobuf:"varint,15,opt,name=rule_revision,json=ruleRevision,proto3" json:"rule_revision,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	RuleRevision uint64 `protobuf:"varint,15,opt,name=rule_revision,json=ruleRevision,proto3" json:"rule_revision,omitempty"`
+	// settings are what people have set over what PD nodes are started with.
+	Settings        map[string]string `protobuf:"bytes,30,rep,name=settings,proto3" json:"settings,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	SettingsVersion uint64            `protobuf:"varint,31,opt,name=settings_version,json=settingsVersion,proto3" json:"settings_version,omitempty"`
+	Pause           *Pause            `protobuf:"bytes,32,opt,name=pause,proto3" json:"pause,omitempty"`
+	Journal         []*Decision       `protobuf:"bytes,33,rep,name=journal,proto3" json:"journal,omitempty"`
+	NextDecision    uint64            `protobuf:"varint,34,opt,name=next_decision,json=nextDecision,proto3" json:"next_decision,omitempty"`
+	JournalWriter   uint64            `protobuf:"varint,35,opt,name=journal_writer,json=journalWriter,proto3" json:"journal_writer,omitempty"`
+	JournalBatch    uint64            `protobuf:"varint,36,opt,name=journal_batch,json=journalBatch,proto3" json:"journal_batch,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *MetaState) Reset() {
 	*x = MetaState{}
-	mi := &file_ridge_pd_v1_state_proto_msgTypes[20]
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1465,7 +1700,7 @@ func (x *MetaState) String() string {
 func (*MetaState) ProtoMessage() {}
 
 func (x *MetaState) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_state_proto_msgTypes[20]
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1478,7 +1713,7 @@ func (x *MetaState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaState.ProtoReflect.Descriptor instead.
 func (*MetaState) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{20}
+	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *MetaState) GetClusterId() uint64 {
@@ -1586,11 +1821,60 @@ func (x *MetaState) GetRuleRevision() uint64 {
 	return 0
 }
 
+func (x *MetaState) GetSettings() map[string]string {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+func (x *MetaState) GetSettingsVersion() uint64 {
+	if x != nil {
+		return x.SettingsVersion
+	}
+	return 0
+}
+
+func (x *MetaState) GetPause() *Pause {
+	if x != nil {
+		return x.Pause
+	}
+	return nil
+}
+
+func (x *MetaState) GetJournal() []*Decision {
+	if x != nil {
+		return x.Journal
+	}
+	return nil
+}
+
+func (x *MetaState) GetNextDecision() uint64 {
+	if x != nil {
+		return x.NextDecision
+	}
+	return 0
+}
+
+func (x *MetaState) GetJournalWriter() uint64 {
+	if x != nil {
+		return x.JournalWriter
+	}
+	return 0
+}
+
+func (x *MetaState) GetJournalBatch() uint64 {
+	if x != nil {
+		return x.JournalBatch
+	}
+	return 0
+}
+
 var File_ridge_pd_v1_state_proto protoreflect.FileDescriptor
 
 const file_ridge_pd_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"\x17ridge/pd/v1/state.proto\x12\vridge.pd.v1\x1a\x18ridge/meta/v1/meta.proto\x1a\x14ridge/pd/v1/pd.proto\"\xcd\a\n" +
+	"\x17ridge/pd/v1/state.proto\x12\vridge.pd.v1\x1a\x18ridge/meta/v1/meta.proto\x1a\x19ridge/pd/v1/journal.proto\x1a\x14ridge/pd/v1/pd.proto\"\x87\t\n" +
 	"\aCommand\x12=\n" +
 	"\finit_cluster\x18\x01 \x01(\v2\x18.ridge.pd.v1.InitClusterH\x00R\vinitCluster\x12=\n" +
 	"\fallocate_ids\x18\x02 \x01(\v2\x18.ridge.pd.v1.AllocateIDsH\x00R\vallocateIds\x12:\n" +
@@ -1613,7 +1897,10 @@ const file_ridge_pd_v1_state_proto_rawDesc = "" +
 	"probeClock\x12=\n" +
 	"\fanswer_clock\x18\x0e \x01(\v2\x18.ridge.pd.v1.AnswerClockH\x00R\vanswerClock\x121\n" +
 	"\bput_rule\x18\x0f \x01(\v2\x14.ridge.pd.v1.PutRuleH\x00R\aputRule\x124\n" +
-	"\tdrop_rule\x18\x10 \x01(\v2\x15.ridge.pd.v1.DropRuleH\x00R\bdropRuleB\t\n" +
+	"\tdrop_rule\x18\x10 \x01(\v2\x15.ridge.pd.v1.DropRuleH\x00R\bdropRule\x12=\n" +
+	"\fput_settings\x18\x1e \x01(\v2\x18.ridge.pd.v1.PutSettingsH\x00R\vputSettings\x124\n" +
+	"\tput_pause\x18\x1f \x01(\v2\x15.ridge.pd.v1.PutPauseH\x00R\bputPause\x12C\n" +
+	"\x0eappend_journal\x18  \x01(\v2\x1a.ridge.pd.v1.AppendJournalH\x00R\rappendJournalB\t\n" +
 	"\acommand\"\xff\x02\n" +
 	"\rCommandResult\x122\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x1a.ridge.pd.v1.PDErrorReasonR\x06reason\x12\x18\n" +
@@ -1684,10 +1971,24 @@ const file_ridge_pd_v1_state_proto_rawDesc = "" +
 	"\tmember_id\x18\x01 \x01(\x04R\bmemberId\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\x04R\x05nonce\x12 \n" +
 	"\fwall_unix_ms\x18\x03 \x01(\x04R\n" +
-	"wallUnixMs\"W\n" +
+	"wallUnixMs\"\xef\x01\n" +
+	"\vPutSettings\x12)\n" +
+	"\x10expected_version\x18\x01 \x01(\x04R\x0fexpectedVersion\x123\n" +
+	"\x03set\x18\x02 \x03(\v2!.ridge.pd.v1.PutSettings.SetEntryR\x03set\x12\x14\n" +
+	"\x05unset\x18\x03 \x03(\tR\x05unset\x122\n" +
+	"\x06config\x18\x04 \x01(\v2\x1a.ridge.pd.v1.ClusterConfigR\x06config\x1a6\n" +
+	"\bSetEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"4\n" +
+	"\bPutPause\x12(\n" +
+	"\x05pause\x18\x01 \x01(\v2\x12.ridge.pd.v1.PauseR\x05pause\"r\n" +
+	"\rAppendJournal\x123\n" +
+	"\tdecisions\x18\x01 \x03(\v2\x15.ridge.pd.v1.DecisionR\tdecisions\x12\x16\n" +
+	"\x06writer\x18\x02 \x01(\x04R\x06writer\x12\x14\n" +
+	"\x05batch\x18\x03 \x01(\x04R\x05batch\"W\n" +
 	"\vStoreRecord\x12*\n" +
 	"\x05store\x18\x01 \x01(\v2\x14.ridge.meta.v1.StoreR\x05store\x12\x1c\n" +
-	"\tactivated\x18\x02 \x01(\bR\tactivated\"\xf5\x04\n" +
+	"\tactivated\x18\x02 \x01(\bR\tactivated\"\xeb\a\n" +
 	"\tMetaState\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\x04R\tclusterId\x12\x17\n" +
@@ -1706,7 +2007,17 @@ const file_ridge_pd_v1_state_proto_rawDesc = "" +
 	"\x05holds\x18\f \x03(\v2\x11.ridge.pd.v1.HoldR\x05holds\x12#\n" +
 	"\rapplied_index\x18\r \x01(\x04R\fappliedIndex\x120\n" +
 	"\x05rules\x18\x0e \x03(\v2\x1a.ridge.pd.v1.PlacementRuleR\x05rules\x12#\n" +
-	"\rrule_revision\x18\x0f \x01(\x04R\fruleRevisionB1Z/github.com/ridgekv/ridge/proto/ridge/pd/v1;pdpbb\x06proto3"
+	"\rrule_revision\x18\x0f \x01(\x04R\fruleRevision\x12@\n" +
+	"\bsettings\x18\x1e \x03(\v2$.ridge.pd.v1.MetaState.SettingsEntryR\bsettings\x12)\n" +
+	"\x10settings_version\x18\x1f \x01(\x04R\x0fsettingsVersion\x12(\n" +
+	"\x05pause\x18  \x01(\v2\x12.ridge.pd.v1.PauseR\x05pause\x12/\n" +
+	"\ajournal\x18! \x03(\v2\x15.ridge.pd.v1.DecisionR\ajournal\x12#\n" +
+	"\rnext_decision\x18\" \x01(\x04R\fnextDecision\x12%\n" +
+	"\x0ejournal_writer\x18# \x01(\x04R\rjournalWriter\x12#\n" +
+	"\rjournal_batch\x18$ \x01(\x04R\fjournalBatch\x1a;\n" +
+	"\rSettingsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B1Z/github.com/ridgekv/ridge/proto/ridge/pd/v1;pdpbb\x06proto3"
 
 var (
 	file_ridge_pd_v1_state_proto_rawDescOnce sync.Once
@@ -1720,7 +2031,7 @@ func file_ridge_pd_v1_state_proto_rawDescGZIP() []byte {
 	return file_ridge_pd_v1_state_proto_rawDescData
 }
 
-var file_ridge_pd_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_ridge_pd_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_ridge_pd_v1_state_proto_goTypes = []any{
 	(*Command)(nil),        // 0: ridge.pd.v1.Command
 	(*CommandResult)(nil),  // 1: ridge.pd.v1.CommandResult
@@ -1741,15 +2052,22 @@ var file_ridge_pd_v1_state_proto_goTypes = []any{
 	(*DropRule)(nil),       // 16: ridge.pd.v1.DropRule
 	(*ProbeClock)(nil),     // 17: ridge.pd.v1.ProbeClock
 	(*AnswerClock)(nil),    // 18: ridge.pd.v1.AnswerClock
-	(*StoreRecord)(nil),    // 19: ridge.pd.v1.StoreRecord
-	(*MetaState)(nil),      // 20: ridge.pd.v1.MetaState
-	(PDErrorReason)(0),     // 21: ridge.pd.v1.PDErrorReason
-	(*v1.Store)(nil),       // 22: ridge.meta.v1.Store
-	(*v1.Range)(nil),       // 23: ridge.meta.v1.Range
-	(*PlacementRule)(nil),  // 24: ridge.pd.v1.PlacementRule
-	(*ClusterConfig)(nil),  // 25: ridge.pd.v1.ClusterConfig
-	(v1.StoreState)(0),     // 26: ridge.meta.v1.StoreState
-	(*Hold)(nil),           // 27: ridge.pd.v1.Hold
+	(*PutSettings)(nil),    // 19: ridge.pd.v1.PutSettings
+	(*PutPause)(nil),       // 20: ridge.pd.v1.PutPause
+	(*AppendJournal)(nil),  // 21: ridge.pd.v1.AppendJournal
+	(*StoreRecord)(nil),    // 22: ridge.pd.v1.StoreRecord
+	(*MetaState)(nil),      // 23: ridge.pd.v1.MetaState
+	nil,                    // 24: ridge.pd.v1.PutSettings.SetEntry
+	nil,                    // 25: ridge.pd.v1.MetaState.SettingsEntry
+	(PDErrorReason)(0),     // 26: ridge.pd.v1.PDErrorReason
+	(*v1.Store)(nil),       // 27: ridge.meta.v1.Store
+	(*v1.Range)(nil),       // 28: ridge.meta.v1.Range
+	(*PlacementRule)(nil),  // 29: ridge.pd.v1.PlacementRule
+	(*ClusterConfig)(nil),  // 30: ridge.pd.v1.ClusterConfig
+	(v1.StoreState)(0),     // 31: ridge.meta.v1.StoreState
+	(*Pause)(nil),          // 32: ridge.pd.v1.Pause
+	(*Decision)(nil),       // 33: ridge.pd.v1.Decision
+	(*Hold)(nil),           // 34: ridge.pd.v1.Hold
 }
 var file_ridge_pd_v1_state_proto_depIdxs = []int32{
 	2,  // 0: ridge.pd.v1.Command.init_cluster:type_name -> ridge.pd.v1.InitCluster
@@ -1768,30 +2086,40 @@ var file_ridge_pd_v1_state_proto_depIdxs = []int32{
 	18, // 13: ridge.pd.v1.Command.answer_clock:type_name -> ridge.pd.v1.AnswerClock
 	15, // 14: ridge.pd.v1.Command.put_rule:type_name -> ridge.pd.v1.PutRule
 	16, // 15: ridge.pd.v1.Command.drop_rule:type_name -> ridge.pd.v1.DropRule
-	21, // 16: ridge.pd.v1.CommandResult.reason:type_name -> ridge.pd.v1.PDErrorReason
-	22, // 17: ridge.pd.v1.CommandResult.store:type_name -> ridge.meta.v1.Store
-	23, // 18: ridge.pd.v1.CommandResult.first_range:type_name -> ridge.meta.v1.Range
-	8,  // 19: ridge.pd.v1.CommandResult.tso:type_name -> ridge.pd.v1.TSORecord
-	24, // 20: ridge.pd.v1.CommandResult.rule:type_name -> ridge.pd.v1.PlacementRule
-	25, // 21: ridge.pd.v1.InitCluster.config:type_name -> ridge.pd.v1.ClusterConfig
-	22, // 22: ridge.pd.v1.AdmitStore.store:type_name -> ridge.meta.v1.Store
-	26, // 23: ridge.pd.v1.PutStoreState.state:type_name -> ridge.meta.v1.StoreState
-	23, // 24: ridge.pd.v1.PutRanges.ranges:type_name -> ridge.meta.v1.Range
-	25, // 25: ridge.pd.v1.PutConfig.config:type_name -> ridge.pd.v1.ClusterConfig
-	24, // 26: ridge.pd.v1.PutRule.rule:type_name -> ridge.pd.v1.PlacementRule
-	22, // 27: ridge.pd.v1.StoreRecord.store:type_name -> ridge.meta.v1.Store
-	25, // 28: ridge.pd.v1.MetaState.config:type_name -> ridge.pd.v1.ClusterConfig
-	19, // 29: ridge.pd.v1.MetaState.stores:type_name -> ridge.pd.v1.StoreRecord
-	23, // 30: ridge.pd.v1.MetaState.ranges:type_name -> ridge.meta.v1.Range
-	23, // 31: ridge.pd.v1.MetaState.first_range:type_name -> ridge.meta.v1.Range
-	8,  // 32: ridge.pd.v1.MetaState.tso:type_name -> ridge.pd.v1.TSORecord
-	27, // 33: ridge.pd.v1.MetaState.holds:type_name -> ridge.pd.v1.Hold
-	24, // 34: ridge.pd.v1.MetaState.rules:type_name -> ridge.pd.v1.PlacementRule
-	35, // [35:35] is the sub-list for method output_type
-	35, // [35:35] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	19, // 16: ridge.pd.v1.Command.put_settings:type_name -> ridge.pd.v1.PutSettings
+	20, // 17: ridge.pd.v1.Command.put_pause:type_name -> ridge.pd.v1.PutPause
+	21, // 18: ridge.pd.v1.Command.append_journal:type_name -> ridge.pd.v1.AppendJournal
+	26, // 19: ridge.pd.v1.CommandResult.reason:type_name -> ridge.pd.v1.PDErrorReason
+	27, // 20: ridge.pd.v1.CommandResult.store:type_name -> ridge.meta.v1.Store
+	28, // 21: ridge.pd.v1.CommandResult.first_range:type_name -> ridge.meta.v1.Range
+	8,  // 22: ridge.pd.v1.CommandResult.tso:type_name -> ridge.pd.v1.TSORecord
+	29, // 23: ridge.pd.v1.CommandResult.rule:type_name -> ridge.pd.v1.PlacementRule
+	30, // 24: ridge.pd.v1.InitCluster.config:type_name -> ridge.pd.v1.ClusterConfig
+	27, // 25: ridge.pd.v1.AdmitStore.store:type_name -> ridge.meta.v1.Store
+	31, // 26: ridge.pd.v1.PutStoreState.state:type_name -> ridge.meta.v1.StoreState
+	28, // 27: ridge.pd.v1.PutRanges.ranges:type_name -> ridge.meta.v1.Range
+	30, // 28: ridge.pd.v1.PutConfig.config:type_name -> ridge.pd.v1.ClusterConfig
+	29, // 29: ridge.pd.v1.PutRule.rule:type_name -> ridge.pd.v1.PlacementRule
+	24, // 30: ridge.pd.v1.PutSettings.set:type_name -> ridge.pd.v1.PutSettings.SetEntry
+	30, // 31: ridge.pd.v1.PutSettings.config:type_name -> ridge.pd.v1.ClusterConfig
+	32, // 32: ridge.pd.v1.PutPause.pause:type_name -> ridge.pd.v1.Pause
+	33, // 33: ridge.pd.v1.AppendJournal.decisions:type_name -> ridge.pd.v1.Decision
+	27, // 34: ridge.pd.v1.StoreRecord.store:type_name -> ridge.meta.v1.Store
+	30, // 35: ridge.pd.v1.MetaState.config:type_name -> ridge.pd.v1.ClusterConfig
+	22, // 36: ridge.pd.v1.MetaState.stores:type_name -> ridge.pd.v1.StoreRecord
+	28, // 37: ridge.pd.v1.MetaState.ranges:type_name -> ridge.meta.v1.Range
+	28, // 38: ridge.pd.v1.MetaState.first_range:type_name -> ridge.meta.v1.Range
+	8,  // 39: ridge.pd.v1.MetaState.tso:type_name -> ridge.pd.v1.TSORecord
+	34, // 40: ridge.pd.v1.MetaState.holds:type_name -> ridge.pd.v1.Hold
+	29, // 41: ridge.pd.v1.MetaState.rules:type_name -> ridge.pd.v1.PlacementRule
+	25, // 42: ridge.pd.v1.MetaState.settings:type_name -> ridge.pd.v1.MetaState.SettingsEntry
+	32, // 43: ridge.pd.v1.MetaState.pause:type_name -> ridge.pd.v1.Pause
+	33, // 44: ridge.pd.v1.MetaState.journal:type_name -> ridge.pd.v1.Decision
+	45, // [45:45] is the sub-list for method output_type
+	45, // [45:45] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_ridge_pd_v1_state_proto_init() }
@@ -1799,6 +2127,7 @@ func file_ridge_pd_v1_state_proto_init() {
 	if File_ridge_pd_v1_state_proto != nil {
 		return
 	}
+	file_ridge_pd_v1_journal_proto_init()
 	file_ridge_pd_v1_pd_proto_init()
 	file_ridge_pd_v1_state_proto_msgTypes[0].OneofWrappers = []any{
 		(*Command_InitCluster)(nil),
@@ -1817,6 +2146,9 @@ func file_ridge_pd_v1_state_proto_init() {
 		(*Command_AnswerClock)(nil),
 		(*Command_PutRule)(nil),
 		(*Command_DropRule)(nil),
+		(*Command_PutSettings)(nil),
+		(*Command_PutPause)(nil),
+		(*Command_AppendJournal)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1824,7 +2156,7 @@ func file_ridge_pd_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ridge_pd_v1_state_proto_rawDesc), len(file_ridge_pd_v1_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

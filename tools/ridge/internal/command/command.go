@@ -88,7 +88,7 @@ func newRoot(began *bool) *cobra.Command {
 	root.AddCommand(
 		newDev(), newPD(), newStore(),
 		newGet(), newPut(), newDelete(), newCAS(), newScan(), newLoad(), newDump(),
-		newRange(), newStatus(), newVersion(),
+		newRange(), newOperator(), newSchedule(), newConfig(), newStatus(), newVersion(),
 	)
 	return root
 }

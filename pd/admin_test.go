@@ -1,0 +1,145 @@
+package pd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+
+	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
+)
+
+// refusedWith checks that a call was refused, and that it says so.
+func refusedWith(t *testing.T, what string, e *pdpb.PDError, err error, words ...string) {
+	t.Helper()
+	if err != nil || e == nil {
+		t.Errorf("%s: %v, %v; want a refusal", what, e, err)
+		return
+	}
+	for _, w := range words {
+		if !strings.Contains(e.GetMessage(), w) {
+			t.Errorf("%s: %q does not say %q", what, e.GetMessage(), w)
+		}
+	}
+}
+
+// What a person sets is validated, counts at once, and survives the PD that was
+// told; so do the pause and the lines of the journal about both.
+func TestSettingsSurviveFailover(t *testing.T) {
+	c := startCluster(t, 3, nil)
+	ctx := testContext(t)
+	admin := c.admin()
+	for _, bad := range []map[string]string{
+		{"replicas": "2"}, {"replica": "3"}, {"replicas": "5", "store_down_after": "1ms"}, {},
+	} {
+		r, err := admin.SetSettings(ctx, &pdpb.SetSettingsRequest{Set: bad})
+		refusedWith(t, fmt.Sprint(bad), r.GetError(), err)
+	}
+	r, err := admin.SetSettings(ctx, &pdpb.SetSettingsRequest{
+		Set: map[string]string{"replicas": "5", "split_size": "64MB"},
+	})
+	want(t, "setting", r.GetError(), err, noReason)
+	p, err := admin.SetSchedule(ctx, &pdpb.SetScheduleRequest{ForMs: 3_600_000, All: true})
+	want(t, "pausing", p.GetError(), err, noReason)
+	d := c.nodes[c.leader()].server
+	eventually(t, "the journal to be written", func() error {
+		for _, x := range d.meta.Load().Journal() {
+			if strings.Contains(x.GetWhat(), "paused") {
+				return nil
+			}
+		}
+		return errors.New("not yet")
+	})
+	c.kill(c.leader())
+	s, err := c.client().Status(ctx, &pdpb.StatusRequest{})
+	want(t, "status", s.GetError(), err, noReason)
+	if s.GetConfig().GetReplicas() != 5 || s.GetConfig().GetSplitSizeBytes() != 64<<20 {
+		t.Errorf("the next leader tells stores %v", s.GetConfig())
+	}
+	l, err := c.admin().ListSettings(ctx, &pdpb.ListSettingsRequest{})
+	want(t, "listing", l.GetError(), err, noReason)
+	for _, x := range l.GetSettings() {
+		if x.GetKey() == "replicas" && (!x.GetSet() || x.GetValue() != "5" || x.GetGiven() != "3") {
+			t.Errorf("listed %v", x)
+		}
+	}
+	g, err := c.admin().GetSchedule(ctx, &pdpb.GetScheduleRequest{})
+	if want(t, "schedule", g.GetError(), err, noReason); !g.GetPause().GetAll() {
+		t.Errorf("the pause is gone: %v", g)
+	}
+	var told []string
+	for _, x := range c.nodes[c.leader()].server.meta.Load().Journal() {
+		told = append(told, x.GetWhat())
+	}
+	for _, words := range []string{"setting replicas: 5, was 3", "split_size: 64MiB", "repair too"} {
+		if !strings.Contains(strings.Join(told, "\n"), words) {
+			t.Errorf("the journal does not tell %q: %q", words, told)
+		}
+	}
+	u, err := c.admin().SetSettings(ctx, &pdpb.SetSettingsRequest{Unset: []string{"replicas"}})
+	want(t, "unsetting", u.GetError(), err, noReason)
+	s, err = c.client().Status(ctx, &pdpb.StatusRequest{})
+	if want(t, "status", s.GetError(), err, noReason); s.GetConfig().GetReplicas() != 3 {
+		t.Errorf("unset, but stores are told %v", s.GetConfig())
+	}
+}
+
+// startWorld runs stores 1 to n in a world.
+func startWorld(t *testing.T, c *cluster, n int) *world {
+	t.Helper()
+	c.leader()
+	w := newWorld(t, c)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	t.Cleanup(wg.Wait)
+	t.Cleanup(cancel)
+	for i := range n {
+		wg.Go(func() { w.store(ctx, fmt.Sprint("s", i+1)) })
+		eventually(t, "a store to join", func() error {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if len(w.held) <= i {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+	}
+	return w
+}
+
+// Moves by hand: what makes no sense is refused with the reason; the rest is
+// done, unless it is cancelled.
+func TestByHand(t *testing.T) {
+	c := startCluster(t, 1, nil)
+	w := startWorld(t, c, 3)
+	w.await("three voters", 1, 1, 2, 3)
+	ctx, admin := testContext(t), c.admin()
+	for _, x := range []struct {
+		rangeID, from, to uint64
+		words             string
+	}{
+		{9, 1, 4, "no range 9"},
+		{1, 7, 4, "it has them on stores 1, 2 and 3"},
+		{1, 1, 2, "a replica on store 2 already"},
+		{1, 1, 4, "no store 4"},
+	} {
+		r, err := admin.MoveReplica(ctx, &pdpb.MoveReplicaRequest{
+			RangeId: x.rangeID, FromStoreId: x.from, ToStoreId: x.to,
+		})
+		refusedWith(t, fmt.Sprint(x), r.GetError(), err, x.words)
+	}
+	l, err := admin.MoveLeader(ctx, &pdpb.MoveLeaderRequest{RangeId: 1, StoreId: 4})
+	refusedWith(t, "leader elsewhere", l.GetError(), err, "no replica on store 4")
+	x, err := admin.CancelOperator(ctx, &pdpb.CancelOperatorRequest{OperatorId: 77})
+	refusedWith(t, "cancelling nothing", x.GetError(), err, "no operator 77")
+
+	eventually(t, "leadership on store 3", func() error {
+		r, err := admin.MoveLeader(ctx, &pdpb.MoveLeaderRequest{RangeId: 1, StoreId: 3})
+		if err = errors.Join(err, asError(r.GetError())); err == nil && r.GetOperator() != nil {
+			err = errors.New("under way")
+		}
+		return err
+	})
+}
