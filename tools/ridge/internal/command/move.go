@@ -41,9 +41,9 @@ voter, and the old replica goes. The command returns as soon as the move has beg
 		"also into a failure domain that holds a replica already")
 	return c.add(cmd, func(cmd *cobra.Command, args []string) error {
 		var ids [3]uint64
-		for i, x := range []struct{ noun, text string }{{"range", args[0]}, {"store", from}, {"store", to}} {
+		for i, text := range []string{args[0], from, to} {
 			var err error
-			if ids[i], err = number(x.noun, x.text); err != nil {
+			if ids[i], err = number([]string{"range", "store", "store"}[i], text); err != nil {
 				return err
 			}
 		}

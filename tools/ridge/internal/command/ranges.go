@@ -19,7 +19,9 @@ import (
 )
 
 func newRange() *cobra.Command {
-	cmd := &cobra.Command{Use: "range", Short: "Look at ranges, split and move them", RunE: needSubcommand}
+	cmd := &cobra.Command{
+		Use: "range", Short: "Look at ranges, split and move them", RunE: needSubcommand,
+	}
 	cmd.AddCommand(newRangeList(), newRangeShow(), newRangeSplit(), newRangeMove(),
 		newRangeTransferLeader())
 	return cmd
