@@ -222,15 +222,15 @@ func (s Settings) Validate() error {
 		s.StoreDownAfter, s.StoreHeartbeat)
 	check(s.Retention >= time.Second, "retention %s is below 1s", s.Retention)
 	check(s.OperatorTimeout >= time.Second, "operator_timeout %s is below 1s", s.OperatorTimeout)
-	check(s.StoreMoves >= 2 && s.StoreMoves <= 1000,
-		"store_moves %d is not within 2 and 1000: one is kept for repair", s.StoreMoves)
-	check(s.LeaderTransfers >= 1 && s.LeaderTransfers <= 1000,
-		"leader_transfers %d is not within 1 and 1000", s.LeaderTransfers)
+	check(s.StoreMoves >= 1 && s.StoreMoves <= 64,
+		"store_moves %d is not within 1 and 64", s.StoreMoves)
+	check(s.LeaderTransfers >= 1 && s.LeaderTransfers <= 64,
+		"leader_transfers %d is not within 1 and 64", s.LeaderTransfers)
 	check(s.ImageBytesPerSecond == 0 || s.ImageBytesPerSecond >= 64<<10,
 		"image_bytes_per_second %s: 0 is no bound, less than 64KiB would take for ever",
 		showSize(s.ImageBytesPerSecond))
-	check(s.HighWaterPercent >= 1 && s.HighWaterPercent <= 100,
-		"high_water_percent %d is not within 1 and 100", s.HighWaterPercent)
+	check(s.HighWaterPercent >= 10 && s.HighWaterPercent <= 100,
+		"high_water_percent %d is not within 10 and 100", s.HighWaterPercent)
 	check(s.TolerancePercent >= 1 && s.TolerancePercent <= 100,
 		"tolerance_percent %d is not within 1 and 100", s.TolerancePercent)
 	return errors.Join(faults...)
