@@ -100,9 +100,28 @@ func (r Report) ceilings(b *strings.Builder) {
 		return
 	}
 	b.WriteString("\n## Ceilings\n\nThe pieces by themselves, in the same run.\n\n")
-	t := newTable("piece", "rate", "unit", "note")
+	t := newTable("piece", "rate", "rounds", "unit", "how")
 	for _, c := range r.Ceilings {
-		t.row(c.Name, rate(c.Value), c.Unit, c.Note)
+		var rounds []string
+		for _, v := range c.Rounds {
+			rounds = append(rounds, rate(v))
+		}
+		t.row(c.Name, rate(c.Value), strings.Join(rounds, " "), c.Unit, c.Note)
+	}
+	t.write(b)
+	all := r.Shares()
+	if len(all) == 0 {
+		return
+	}
+	b.WriteString("\nHow far Ridge is from them:\n\n")
+	t = newTable("system", "workload", "rows/s", "piece", "part", "goal", "met")
+	for _, s := range all {
+		met := "no"
+		if s.Part >= s.Goal {
+			met = "yes"
+		}
+		t.row(s.Point.System, s.Point.Workload, rate(s.Point.OpsPerSec), s.Limit.Name,
+			fmt.Sprintf("%.2f", s.Part), fmt.Sprintf("%g", s.Goal), met)
 	}
 	t.write(b)
 }

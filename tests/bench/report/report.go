@@ -66,10 +66,12 @@ type Latency struct {
 
 // Figure is one ceiling.
 type Figure struct {
-	Name  string  `json:"name"`
-	Value float64 `json:"value"`
-	Unit  string  `json:"unit"`
-	Note  string  `json:"note,omitempty"`
+	Name string `json:"name"`
+	// Value is the mean of the rounds.
+	Value  float64   `json:"value"`
+	Rounds []float64 `json:"rounds"`
+	Unit   string    `json:"unit"`
+	Note   string    `json:"note,omitempty"`
 }
 
 // Ratio sets Ridge beside a peer at one point.
@@ -151,6 +153,35 @@ func compare(ridge, peer Point, hasGoals, wantP99 bool) Ratio {
 	}
 	r.Met = r.OpsRatio >= r.Goal && (!wantP99 || r.P99Ratio > 1)
 	return r
+}
+
+// shares are the parts of a ceiling that a workload is to reach.
+var shares = []struct {
+	workload, ceiling string
+	goal              float64
+}{{"bulkwrite", "Badger writes", 0.5}, {"batchget", "Badger reads", 0.7}}
+
+// Share sets a system beside a ceiling.
+type Share struct {
+	Point Point
+	Limit Figure
+	// Part is the point's rate in that of the ceiling, Goal what it is to be.
+	Part, Goal float64
+}
+
+// Shares says how far Ridge is from the limit.
+func (r Report) Shares() []Share {
+	var out []Share
+	for _, s := range shares {
+		for _, limit := range r.Ceilings {
+			for _, p := range r.Points {
+				if s.workload == p.Workload && s.ceiling == limit.Name && limit.Value > 0 {
+					out = append(out, Share{p, limit, p.OpsPerSec / limit.Value, s.goal})
+				}
+			}
+		}
+	}
+	return out
 }
 
 // Write writes the report as Markdown and as JSON into dir and returns their

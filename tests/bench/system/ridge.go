@@ -150,12 +150,7 @@ func (c ridgeConn) Load(ctx context.Context, rows []Row) error {
 	const batch, callers = 4000, 4
 	return inParallel(ctx, rows, batch, callers,
 		func(ctx context.Context, _ int, rows []Row) error {
-			mutations := make([]client.Mutation, len(rows))
-			for i, row := range rows {
-				mutations[i] = client.Mutation{Key: []byte(row.Key), Value: row.Value}
-			}
-			_, err := c.client.BulkWrite(ctx, mutations)
-			return err
+			return ridgeCaller(c).PutMany(ctx, rows)
 		})
 }
 
@@ -186,4 +181,24 @@ func (c ridgeCaller) Scan(ctx context.Context, start, end string, limit int) ([]
 		rows = append(rows, Row{Key: string(row.Key), Value: row.Value})
 	}
 	return rows, nil
+}
+
+// GetMany implements Batcher.
+func (c ridgeCaller) GetMany(ctx context.Context, wanted []string) (int, error) {
+	ks := make([][]byte, len(wanted))
+	for i, key := range wanted {
+		ks[i] = []byte(key)
+	}
+	rows, err := c.client.BatchGet(ctx, ks)
+	return len(rows), err
+}
+
+// PutMany implements Batcher.
+func (c ridgeCaller) PutMany(ctx context.Context, rows []Row) error {
+	mutations := make([]client.Mutation, len(rows))
+	for i, row := range rows {
+		mutations[i] = client.Mutation{Key: []byte(row.Key), Value: row.Value}
+	}
+	_, err := c.client.BulkWrite(ctx, mutations)
+	return err
 }

@@ -49,6 +49,13 @@ type Caller interface {
 	Scan(ctx context.Context, start, end string, limit int) ([]Row, error)
 }
 
+// Batcher is a caller that can do many things in one call, not atomically.
+type Batcher interface {
+	// GetMany returns how many of the keys exist.
+	GetMany(ctx context.Context, keys []string) (found int, err error)
+	PutMany(ctx context.Context, rows []Row) error
+}
+
 // Row is a key with its value.
 type Row struct {
 	Key   string

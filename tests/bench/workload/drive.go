@@ -112,6 +112,11 @@ type shard struct {
 
 // Observe notes an operation of the n-th caller that began at began.
 func (r *Recorder) Observe(n int, kind string, began time.Time, err error) {
+	r.ObserveMany(n, 1, kind, began, err)
+}
+
+// ObserveMany notes operations that were done in one call.
+func (r *Recorder) ObserveMany(n, ops int, kind string, began time.Time, err error) {
 	took := time.Since(began)
 	if !r.open.Load() {
 		return
@@ -123,7 +128,7 @@ func (r *Recorder) Observe(n int, kind string, began time.Time, err error) {
 		if s.errors == nil {
 			s.errors = map[string]int64{}
 		}
-		s.errors[err.Error()]++
+		s.errors[err.Error()] += int64(ops)
 		return
 	}
 	h := s.kinds[kind]
@@ -134,7 +139,7 @@ func (r *Recorder) Observe(n int, kind string, began time.Time, err error) {
 		h = newHistogram()
 		s.kinds[kind] = h
 	}
-	_ = h.RecordValue(min(took.Microseconds(), longestMicros))
+	_ = h.RecordValues(min(took.Microseconds(), longestMicros), int64(ops))
 }
 
 func (r *Recorder) sum() (map[string]*hdrhistogram.Histogram, map[string]int64) {

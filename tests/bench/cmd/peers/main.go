@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -40,6 +41,7 @@ type options struct {
 	warm, measured, steady, max time.Duration
 	distribution                string
 	bin, ridge, dir, out        string
+	storeFlags                  string
 	ceilings                    bool
 }
 
@@ -49,8 +51,10 @@ func (o *options) flags(f *flag.FlagSet) {
 	f.StringVar(&o.phases, "systems", "",
 		"what is interleaved: ridge, ridge@RANGES, NAME[@RANGES]=RIDGE_BINARY, etcd, nats, "+
 			"separated by commas; phases by semicolons")
-	f.StringVar(&o.workloads, "workloads", "put,get,a,b,e", "put, get, and YCSB a, b, e")
-	f.StringVar(&o.callers, "callers", "64,256,1000", "callers of put and get; YCSB has 256")
+	f.StringVar(&o.workloads, "workloads", "put,get,a,b,e,bulkwrite,batchget",
+		"put, get, YCSB a, b, e, and batches of 512 rows")
+	f.StringVar(&o.callers, "callers", "64,256,1000",
+		"callers of put and get; YCSB has 256, batches 16")
 	f.IntVar(&o.keys, "keys", 0, "rows loaded (default: 1,000,000; quick: 200,000)")
 	f.IntVar(&o.rounds, "rounds", 2, "turns of every system")
 	f.DurationVar(&o.warm, "warm", 0, "time before a measurement (default: 2s; quick: 1s)")
@@ -61,6 +65,7 @@ func (o *options) flags(f *flag.FlagSet) {
 	f.StringVar(&o.distribution, "distribution", "uniform", "go-ycsb's requestdistribution")
 	f.StringVar(&o.bin, "bin", "bin/bench", "where etcdnode and natsnode are")
 	f.StringVar(&o.ridge, "ridge", "bin/ridge", "the ridge binary")
+	f.StringVar(&o.storeFlags, "store-flags", "", "more flags for Ridge's stores")
 	f.StringVar(&o.dir, "dir", "", "where the data goes (default: a temporary directory)")
 	f.StringVar(&o.out, "out", "tests/bench/results", "where the report goes")
 	f.BoolVar(&o.ceilings, "ceilings", true, "measure the raw pieces too")
@@ -141,7 +146,8 @@ func (o options) settings() []string {
 		"NATS " + nats + ", JetStream KV R3, file storage, defaults (no fsync for each write), " +
 			"12 connections over all servers; its reads are not linearizable",
 		"YCSB: go-ycsb " + ycsb + " core, one field stored as it is, scans of 1 to 100 rows " +
-			"(uniform)",
+			"(uniform); bulkwrite and batchget: 512 rows a call, rows are counted",
+		"more flags for Ridge's stores: " + cmp.Or(o.storeFlags, "none"),
 	}
 }
 

@@ -63,25 +63,8 @@ func newMatch(o options, dir string) (*match, error) {
 	if err != nil {
 		return nil, err
 	}
-	var ycsb []event
-	for name := range strings.SplitSeq(o.workloads, ",") {
-		switch name = strings.TrimSpace(name); name {
-		case "put", "get":
-			var block []event
-			for _, n := range callers {
-				block = append(block, event{name, n})
-			}
-			m.blocks = append(m.blocks, block)
-		default:
-			if _, err := workload.NewYCSB(name, o.distribution, m.rows); err != nil {
-				return nil, err
-			}
-			const callersOfYCSB = 256
-			ycsb = append(ycsb, event{name, callersOfYCSB})
-		}
-	}
-	if len(ycsb) > 0 {
-		m.blocks = append(m.blocks, ycsb)
+	if m.blocks, err = m.blocksOf(callers); err != nil {
+		return nil, err
 	}
 	for i := range strings.Split(o.phases, ";") {
 		if _, err := m.contestants(i); err != nil {
@@ -89,6 +72,50 @@ func newMatch(o options, dir string) (*match, error) {
 		}
 	}
 	return m, nil
+}
+
+// How many callers the other workloads have.
+const ycsbCallers, batchCallers = 256, 16
+
+// blocksOf groups what is run in one turn: puts, gets, YCSB, batches.
+func (m *match) blocksOf(callers []int) ([][]event, error) {
+	var out [][]event
+	var ycsb, batches []event
+	for name := range strings.SplitSeq(m.o.workloads, ",") {
+		name = strings.TrimSpace(name)
+		if _, err := m.workload(name); err != nil {
+			return nil, err
+		}
+		switch name {
+		case "put", "get":
+			var block []event
+			for _, n := range callers {
+				block = append(block, event{name, n})
+			}
+			out = append(out, block)
+		case "bulkwrite", "batchget":
+			batches = append(batches, event{name, batchCallers})
+		default:
+			ycsb = append(ycsb, event{name, ycsbCallers})
+		}
+	}
+	out = append(out, ycsb, batches)
+	return slices.DeleteFunc(out, func(b []event) bool { return len(b) == 0 }), nil
+}
+
+// has reports whether a system can do what a workload needs.
+func has(conn system.Conn, name string) bool {
+	switch c := conn.Caller(0); name {
+	case "bulkwrite", "batchget":
+		_, ok := c.(system.Batcher)
+		return ok
+	case "e":
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		_, err := c.Scan(ctx, "a", "b", 1)
+		return !errors.Is(err, system.ErrUnsupported)
+	}
+	return true
 }
 
 // contestants makes the systems of a phase, not started.
@@ -118,6 +145,7 @@ func (m *match) contestants(phase int) ([]*contestant, error) {
 			c.name = name
 			c.system = &system.Ridge{
 				Binary: absolute(cmp.Or(binary, m.o.ridge)), Splits: m.rows.Splits(n),
+				StoreFlags: strings.Fields(m.o.storeFlags),
 			}
 		}
 		out = append(out, c)
@@ -126,6 +154,8 @@ func (m *match) contestants(phase int) ([]*contestant, error) {
 }
 
 func (m *match) run(ctx context.Context) {
+	m.ceilings(ctx)
+	defer m.ceilings(ctx)
 	for phase := range strings.Split(m.o.phases, ";") {
 		all, err := m.contestants(phase)
 		if err != nil {
@@ -226,7 +256,7 @@ const probes = 200
 // turn lets one system run a block.
 func (m *match) turn(ctx context.Context, c *contestant, block []event) error {
 	if ctx.Err() != nil {
-		return ctx.Err()
+		return context.Cause(ctx)
 	}
 	began := time.Now()
 	conn, err := system.Resume(ctx, c.system, m.rows.Spread(probes), m.o.steady)
@@ -236,8 +266,8 @@ func (m *match) turn(ctx context.Context, c *contestant, block []event) error {
 	progress("%-10s serves again after %.1fs", c.name, time.Since(began).Seconds())
 	defer m.suspend(c)
 	for _, e := range block {
-		if e.name == "e" && c.name == "nats" {
-			continue // it has no ordered scan
+		if !has(conn, e.name) {
+			continue
 		}
 		if err := m.point(ctx, c, conn, e); err != nil {
 			return errors.Join(fmt.Errorf("%s at %d: %w", e.name, e.callers, err), conn.Close())
@@ -287,6 +317,10 @@ func (m *match) workload(name string) (workload.Workload, error) {
 		return workload.Put{Rows: m.rows}, nil
 	case "get":
 		return workload.Get{Rows: m.rows}, nil
+	case "bulkwrite":
+		return workload.BulkWrite{Rows: m.rows}, nil
+	case "batchget":
+		return workload.BatchGet{Rows: m.rows}, nil
 	}
 	return workload.NewYCSB(name, m.o.distribution, m.rows)
 }
