@@ -33,6 +33,7 @@ var rooms = map[string]string{
 	"proto/keys": "proto/ridge",
 	"proto/ts":   "",
 	"proto/errs": "proto/keys proto/ridge",
+	"proto/wire": "proto/ridge",
 
 	"client/internal/route":  "",
 	"client/internal/retry":  "",

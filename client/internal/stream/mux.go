@@ -5,16 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/ridgekv/ridge/client/internal/dial"
 	"github.com/ridgekv/ridge/proto/errs"
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
+	"github.com/ridgekv/ridge/proto/wire"
 )
 
 const (
@@ -27,28 +29,11 @@ const (
 	// giveUpAfter is when a silent stream is broken off. It is longer than a
 	// write waits, so that a store that was only slow can still answer.
 	giveUpAfter = 15 * time.Second
+	// slotBits is how much of an id names the place in the table of calls; the
+	// rest makes it unique, so that a late answer finds nobody.
+	slotBits = 20
+	maxSlots = 1 << slotBits
 )
-
-// state is where a request is on its way.
-type state int
-
-const (
-	queued state = iota // nothing of it has left
-	sent                // given to the transport
-)
-
-// waiter is a caller that waits for an answer. done has capacity 1, so that
-// nobody waits for a caller that left.
-type waiter struct {
-	req   *kvpb.Request
-	state state
-	done  chan result
-}
-
-type result struct {
-	resp *kvpb.Response
-	err  *Error
-}
 
 // mux is one stream to one store, shared by all callers. It lives until it
 // breaks; the pool then opens the next.
@@ -58,15 +43,25 @@ type mux struct {
 	o     Options
 	// bell rings when a request waits (capacity 1).
 	bell chan struct{}
-	// encoding is held while requests are turned into bytes: a caller that got
-	// no answer waits for it, because the keys and values are its own again.
-	encoding sync.Mutex
+	// sending is held by whoever gives messages to the transport.
+	sending sync.Mutex
+	// over is set when the stream is broken; mu.end then says why.
+	over atomic.Bool
 
 	mu struct {
 		sync.Mutex
-		nextID  uint64
-		queue   []*waiter          // in order of arrival, all of state queued
-		waiting map[uint64]*waiter // every request without an answer
+		// stream is set while requests can be sent.
+		stream kvStream
+		queue  []*Call // in order of arrival, all of state queued
+		// slots holds every call without an answer at the low bits of its id;
+		// free are the empty places, count how many are taken.
+		slots []*Call
+		free  []uint32
+		count int
+		next  uint64
+		// timer fires at due, the earliest deadline that it knows of.
+		timer *time.Timer
+		due   time.Time
 		// unansweredSince is when the first request was sent after which nothing
 		// has been received; zero: there is none.
 		unansweredSince time.Time
@@ -77,81 +72,159 @@ type mux struct {
 }
 
 func newMux(store uint64, conn *grpc.ClientConn, o Options) *mux {
-	m := &mux{store: store, conn: conn, o: o, bell: make(chan struct{}, 1)}
-	m.mu.waiting = map[uint64]*waiter{}
-	return m
+	return &mux{store: store, conn: conn, o: o, bell: make(chan struct{}, 1)}
 }
 
-// do sends req and waits.
-func (m *mux) do(ctx context.Context, req *kvpb.Request) (*kvpb.Response, error) {
-	w := &waiter{req: req, done: make(chan result, 1)}
-	if err := m.enqueue(w); err != nil {
-		return nil, err
+// do sends the request of c and waits.
+func (m *mux) do(ctx context.Context, c *Call) error {
+	alone, err := m.enqueue(c)
+	if err != nil {
+		return err
 	}
-	var r result
-	select {
-	case r = <-w.done:
-	case <-ctx.Done():
-		r = m.leave(w, ctx.Err())
+	if alone {
+		m.sendAlone()
 	}
-	if r.err != nil {
-		m.encoding.Lock()
-		//lint:ignore SA2001 it only waits until nothing is being encoded
-		m.encoding.Unlock()
-		return nil, r.err
+	var failure *Error
+	if ctx.Done() == nil {
+		failure = <-c.done
+	} else {
+		select {
+		case failure = <-c.done:
+		case <-ctx.Done():
+			failure = m.leave(c, ctx.Err())
+		}
 	}
-	return r.resp, nil
+	if failure != nil {
+		return failure
+	}
+	return nil
 }
 
-func (m *mux) enqueue(w *waiter) error {
+// enqueue lets c wait to be sent. alone tells that nobody else is on the way,
+// so that the caller may send by itself and will not be held up.
+func (m *mux) enqueue(c *Call) (alone bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
 	case m.mu.end != nil:
-		return &Error{Err: m.mu.end.Err}
+		return false, &Error{Err: m.mu.end.Err}
 	case m.silentLocked():
 		m.probeLocked()
-		return &Error{Err: ErrSilent}
-	case len(m.mu.waiting) >= m.o.MaxInFlight:
-		return &Error{Err: ErrFull}
+		return false, &Error{Err: ErrSilent}
+	case m.mu.count >= m.o.MaxInFlight:
+		return false, &Error{Err: ErrFull}
 	}
-	m.addLocked(w)
-	return nil
-}
-
-func (m *mux) addLocked(w *waiter) {
-	m.mu.nextID++
-	w.req.Id = m.mu.nextID
-	m.mu.waiting[w.req.Id] = w
-	m.mu.queue = append(m.mu.queue, w)
+	m.addLocked(c)
+	if !c.Deadline.IsZero() && (m.mu.due.IsZero() || c.Deadline.Before(m.mu.due)) {
+		m.wakeAtLocked(c.Deadline)
+	}
+	if m.mu.count == 1 && m.mu.stream != nil && m.mu.unansweredSince.IsZero() {
+		return true, nil
+	}
 	if len(m.mu.queue) == 1 {
-		select {
-		case m.bell <- struct{}{}:
-		default:
-		}
+		m.ring()
 	}
+	return false, nil
 }
 
-// leave takes w out when its caller gives up. A request still queued is
-// certain not to be sent.
-func (m *mux) leave(w *waiter, cause error) result {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+func (m *mux) ring() {
 	select {
-	case r := <-w.done:
-		return r
+	case m.bell <- struct{}{}:
 	default:
 	}
-	delete(m.mu.waiting, w.req.Id)
-	if w.state == queued {
+}
+
+func (m *mux) addLocked(c *Call) {
+	var slot uint32
+	if n := len(m.mu.free); n > 0 {
+		slot = m.mu.free[n-1]
+		m.mu.free = m.mu.free[:n-1]
+		m.mu.slots[slot] = c
+	} else {
+		slot = uint32(len(m.mu.slots))
+		m.mu.slots = append(m.mu.slots, c)
+	}
+	m.mu.next++
+	m.mu.count++
+	c.id = m.mu.next<<slotBits | uint64(slot)
+	c.state = queued
+	m.mu.queue = append(m.mu.queue, c)
+}
+
+// removeLocked takes the call with this id out of the table; nil when it has
+// left.
+func (m *mux) removeLocked(id uint64) *Call {
+	slot := id & (maxSlots - 1)
+	if slot >= uint64(len(m.mu.slots)) {
+		return nil
+	}
+	c := m.mu.slots[slot]
+	if c == nil || c.id != id {
+		return nil
+	}
+	m.mu.slots[slot] = nil
+	m.mu.free = append(m.mu.free, uint32(slot))
+	m.mu.count--
+	return c
+}
+
+// leave takes c out when its caller gives up. A request still queued is
+// certain not to be sent.
+func (m *mux) leave(c *Call, cause error) *Error {
+	m.mu.Lock()
+	if m.removeLocked(c.id) == nil {
+		m.mu.Unlock()
+		return <-c.done // the word is said, or will be at once
+	}
+	defer m.mu.Unlock()
+	return m.departedLocked(c, cause)
+}
+
+// departedLocked is what the caller of c hears that has been taken out of the
+// table without an answer.
+func (m *mux) departedLocked(c *Call, cause error) *Error {
+	if c.state == queued {
 		for i, q := range m.mu.queue {
-			if q == w {
+			if q == c {
 				m.mu.queue = append(m.mu.queue[:i:i], m.mu.queue[i+1:]...)
 				break
 			}
 		}
 	}
-	return result{err: &Error{Sent: w.state == sent, Err: cause}}
+	return &Error{Sent: c.state == sent, Err: cause}
+}
+
+// wakeAtLocked makes the timer fire at due.
+func (m *mux) wakeAtLocked(due time.Time) {
+	m.mu.due = due
+	if m.mu.timer == nil {
+		m.mu.timer = time.AfterFunc(time.Until(due), m.expire)
+		return
+	}
+	m.mu.timer.Reset(time.Until(due))
+}
+
+// expire ends the calls whose deadline has passed. One timer serves all calls:
+// it fires when the earliest deadline that it knew of has come.
+func (m *mux) expire() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.mu.due = time.Time{}
+	now := time.Now()
+	var due time.Time
+	for _, c := range m.mu.slots {
+		switch {
+		case c == nil || c.Deadline.IsZero():
+		case !c.Deadline.After(now):
+			m.removeLocked(c.id)
+			c.done <- m.departedLocked(c, context.DeadlineExceeded)
+		case due.IsZero() || c.Deadline.Before(due):
+			due = c.Deadline
+		}
+	}
+	if !due.IsZero() && m.mu.end == nil {
+		m.wakeAtLocked(due)
+	}
 }
 
 func (m *mux) silent() bool {
@@ -176,18 +249,12 @@ func (m *mux) probeLocked() {
 		return
 	}
 	m.mu.probing = true
-	m.addLocked(&waiter{done: make(chan result, 1), req: &kvpb.Request{
-		Body: &kvpb.Request_Get{Get: &kvpb.GetRequest{
-			Header: &kvpb.Header{TimeoutMs: 1000, Forwarded: true}, Key: []byte{0},
-		}},
-	}})
+	h := wire.Header{TimeoutMillis: 1000, Forwarded: true}
+	m.addLocked(&Call{done: make(chan *Error, 1), Request: wire.AppendGet(nil, &h, []byte{0})})
+	m.ring()
 }
 
-func (m *mux) broken() bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.mu.end != nil
-}
+func (m *mux) broken() bool { return m.over.Load() }
 
 // run opens the stream and works on it until it breaks or ctx ends.
 func (m *mux) run(ctx context.Context) {
@@ -205,13 +272,16 @@ func (m *mux) run(ctx context.Context) {
 		m.fail(&Error{Err: fmt.Errorf("store %d: %s", m.store, text)}, true)
 		return
 	}
+	m.mu.Lock()
+	m.mu.stream = stream
+	m.mu.Unlock()
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		end, none := m.receive(stream)
 		m.fail(end, none)
 		cancel()
 	})
-	m.send(ctx, stream)
+	m.send(ctx)
 	cancel()
 	wg.Wait()
 }
@@ -226,7 +296,7 @@ func (m *mux) open(ctx context.Context, cancel func()) (kvStream, error) {
 	}
 	watchdog := time.AfterFunc(limit, cancel)
 	defer watchdog.Stop()
-	stream, err := kvpb.NewKVServiceClient(m.conn).Stream(ctx)
+	stream, err := kvpb.NewKVServiceClient(m.conn).Stream(ctx, grpc.ForceCodecV2(wire.Codec{}))
 	if err != nil {
 		return nil, err
 	}
@@ -234,84 +304,97 @@ func (m *mux) open(ctx context.Context, cancel func()) (kvStream, error) {
 		ClusterId: m.o.ClusterID(), StoreId: m.store, ApiVersion: apiVersion,
 	}})
 	if errors.Is(err, io.EOF) {
-		err = stream.RecvMsg(&kvpb.StreamResponse{}) // says why
+		err = stream.RecvMsg(&wire.Frame{}) // says why
 	}
 	return stream, err
 }
 
-// send gives whatever waits to the transport, in messages, until ctx ends. A
-// lone request leaves at once; while a message is on its way others gather.
-func (m *mux) send(ctx context.Context, stream kvStream) {
+// send gives whatever waits to the transport, in messages, until ctx ends.
+// While a message is on its way others gather; and before each message those
+// callers that were just woken get to run, so that they are in it.
+func (m *mux) send(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-m.bell:
 		}
-		for {
-			batch, msg, err := m.encode(stream)
-			if batch == nil {
-				break
-			}
-			if err == nil {
-				err = stream.SendMsg(msg)
-			}
-			if err != nil {
-				// The stream was over before: nothing of this message has left.
-				m.unsend(batch)
-				return
-			}
+		runtime.Gosched()
+		m.sending.Lock()
+		more := true
+		for more {
+			more = m.sendOne()
 		}
+		m.sending.Unlock()
 	}
 }
 
-// encode takes what waits and turns it into one message.
-func (m *mux) encode(stream kvStream) ([]*kvpb.Request, *grpc.PreparedMsg, error) {
-	m.encoding.Lock()
-	defer m.encoding.Unlock()
-	batch := m.take()
+// sendAlone sends what waits on the caller's own goroutine, once. Whatever
+// came meanwhile is the sender's.
+func (m *mux) sendAlone() {
+	if !m.sending.TryLock() {
+		m.ring()
+		return
+	}
+	more := m.sendOne()
+	m.sending.Unlock()
+	if more {
+		m.ring()
+	}
+}
+
+// sendOne sends one message of what waits. It reports whether there may be
+// more. sending is held.
+func (m *mux) sendOne() (more bool) {
+	stream, batch, frame, more := m.take()
 	if batch == nil {
-		return nil, nil, nil
+		return false
 	}
-	msg := &grpc.PreparedMsg{}
-	return batch, msg, msg.Encode(stream, &kvpb.StreamRequest{Requests: batch})
+	if err := stream.SendMsg(&frame); err != nil {
+		// The stream was over before: nothing of this message has left.
+		m.unsend(batch)
+		return false
+	}
+	return more
 }
 
-// take moves waiting requests from queued to sent and returns them; nil when
-// there are none.
-func (m *mux) take() []*kvpb.Request {
+// take moves waiting requests from queued to sent and makes one message of
+// them; nil when there are none. The message is a copy: from then on a caller
+// may leave and use its memory.
+func (m *mux) take() (stream kvStream, ids []uint64, frame wire.Frame, more bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.mu.end != nil || len(m.mu.queue) == 0 {
-		return nil
+	if m.mu.end != nil || m.mu.stream == nil || len(m.mu.queue) == 0 {
+		return nil, nil, frame, false
 	}
 	n, size := 0, 0
 	for n < len(m.mu.queue) && n < maxMessageRequests && size < maxMessageBytes {
-		size += proto.Size(m.mu.queue[n].req)
+		size += wire.RequestSize(len(m.mu.queue[n].Request))
 		n++
 	}
-	batch := make([]*kvpb.Request, n)
-	for i, w := range m.mu.queue[:n] {
-		w.state = sent
-		batch[i] = w.req
+	ids = make([]uint64, n)
+	message := wire.NewBuilder(size)
+	for i, c := range m.mu.queue[:n] {
+		c.state = sent
+		ids[i] = c.id
+		message.Add(c.id, c.Request)
 	}
-	m.mu.queue = m.mu.queue[n:]
-	if len(m.mu.queue) == 0 {
-		m.mu.queue = nil
-	}
+	m.mu.queue = m.mu.queue[:copy(m.mu.queue, m.mu.queue[n:])]
 	if m.mu.unansweredSince.IsZero() {
 		m.mu.unansweredSince = time.Now()
 	}
-	return batch
+	return m.mu.stream, ids, message.Frame(), len(m.mu.queue) > 0
 }
 
 // unsend marks a message that the transport refused.
-func (m *mux) unsend(batch []*kvpb.Request) {
+func (m *mux) unsend(ids []uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, req := range batch {
-		if w := m.mu.waiting[req.Id]; w != nil {
-			w.state = queued
+	for _, id := range ids {
+		if slot := id & (maxSlots - 1); slot < uint64(len(m.mu.slots)) {
+			if c := m.mu.slots[slot]; c != nil && c.id == id {
+				c.state = queued
+			}
 		}
 	}
 }
@@ -319,41 +402,56 @@ func (m *mux) unsend(batch []*kvpb.Request) {
 // receive hands answers to callers until the stream ends. none is true when the
 // store says that it looked at no request that is still without an answer.
 func (m *mux) receive(stream kvStream) (end *Error, none bool) {
+	var frame wire.Frame
+	defer frame.Free()
+	var ready []*Call
 	for {
-		r, err := stream.Recv()
-		if err != nil {
+		if err := stream.RecvMsg(&frame); err != nil {
 			text := status.Convert(err).Message()
 			if errors.Is(err, io.EOF) {
 				text = "it ended the stream"
 			}
 			return &Error{Sent: true, Err: fmt.Errorf("store %d: %s", m.store, text)}, false
 		}
-		if r.GetError() != nil {
+		var e *kvpb.Error
+		var err error
+		ready, e, err = m.deliver(frame.Bytes(), ready[:0])
+		for _, c := range ready {
+			c.done <- nil
+		}
+		clear(ready)
+		if err != nil {
+			return &Error{Sent: true, Err: fmt.Errorf("store %d: %w", m.store, err)}, false
+		}
+		if e != nil {
 			// A store says so at Hello, or when it has answered everything that
 			// it looked at: what has no answer now had no effect.
-			none := r.GetError().GetApplied() == kvpb.Applied_APPLIED_NO
-			return &Error{Sent: true, Err: errs.FromProto(r.GetError())}, none
+			none := e.GetApplied() == kvpb.Applied_APPLIED_NO
+			return &Error{Sent: true, Err: errs.FromProto(e)}, none
 		}
-		m.deliver(r.GetResponses())
 	}
 }
 
-func (m *mux) deliver(responses []*kvpb.Response) {
+// deliver copies the answers in a message to the calls they belong to, which it
+// appends to ready: each of them must be told, once.
+func (m *mux) deliver(b []byte, ready []*Call) ([]*Call, *kvpb.Error, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.mu.unansweredSince, m.mu.probing = time.Time{}, false
-	for _, r := range responses {
-		w := m.mu.waiting[r.GetId()]
-		if w == nil {
-			continue // its caller has left
+	e, err := wire.EachResponse(b, func(id uint64, response []byte) {
+		if c := m.removeLocked(id); c != nil { // else its caller has left
+			c.Response = append(c.Response[:0], response...)
+			ready = append(ready, c)
 		}
-		delete(m.mu.waiting, r.GetId())
-		w.done <- result{resp: r}
+	})
+	if e != nil || err != nil {
+		return ready, e, err
 	}
-	if len(m.mu.waiting) > len(m.mu.queue) {
+	m.mu.unansweredSince, m.mu.probing = time.Time{}, false
+	if m.mu.count > len(m.mu.queue) {
 		// Others are still out: from now on they are the ones to wait for.
 		m.mu.unansweredSince = time.Now()
 	}
+	return ready, nil, nil
 }
 
 // fail ends the stream for everybody who waits. none tells that none of their
@@ -365,9 +463,14 @@ func (m *mux) fail(end *Error, none bool) {
 		return
 	}
 	m.mu.end = end
-	for id, w := range m.mu.waiting {
-		delete(m.mu.waiting, id)
-		w.done <- result{err: &Error{Sent: w.state == sent && !none, Err: end.Err}}
+	m.over.Store(true)
+	for _, c := range m.mu.slots {
+		if c != nil {
+			c.done <- &Error{Sent: c.state == sent && !none, Err: end.Err}
+		}
 	}
-	m.mu.queue = nil
+	m.mu.slots, m.mu.free, m.mu.queue, m.mu.count = nil, nil, nil, 0
+	if m.mu.timer != nil {
+		m.mu.timer.Stop()
+	}
 }

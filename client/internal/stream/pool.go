@@ -8,13 +8,14 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
 
 	"github.com/ridgekv/ridge/client/internal/dial"
-	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
 )
 
 var (
@@ -61,14 +62,16 @@ type Pool struct {
 	stop  context.CancelFunc
 	wg    sync.WaitGroup
 
-	mu struct {
-		sync.Mutex
-		links  map[uint64]*link
-		closed bool
+	// links is what callers look at; it is replaced, never changed.
+	links atomic.Pointer[map[uint64]*link]
+	mu    struct {
+		sync.Mutex // held to replace links
+		closed     bool
 	}
 }
 
-// link is a store: its connection and the stream that is open on it.
+// link is a store: its connection and the stream that is open on it. It never
+// changes.
 type link struct {
 	addr string
 	conn *grpc.ClientConn
@@ -83,42 +86,27 @@ func NewPool(o Options) *Pool {
 	if o.MaxInFlight == 0 {
 		o.MaxInFlight = 8192
 	}
+	o.MaxInFlight = min(o.MaxInFlight, maxSlots-1) // one is for a probe
 	p := &Pool{o: o}
 	ctx, stop := context.WithCancel(context.Background())
 	p.stop = stop
 	p.start = func(m *mux) { p.wg.Go(func() { m.run(ctx) }) }
-	p.mu.links = map[uint64]*link{}
+	p.links.Store(&map[uint64]*link{})
 	return p
-}
-
-// Do sends req to the store at addr and waits for the answer. It sets req.Id.
-// Every failure is an *Error.
-func (p *Pool) Do(
-	ctx context.Context, store uint64, addr string, req *kvpb.Request,
-) (*kvpb.Response, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, &Error{Err: err}
-	}
-	m, err := p.mux(store, addr)
-	if err != nil {
-		return nil, &Error{Err: err}
-	}
-	return m.do(ctx, req)
 }
 
 // Silent reports whether the store is not answering.
 func (p *Pool) Silent(store uint64) bool {
-	p.mu.Lock()
-	l := p.mu.links[store]
-	p.mu.Unlock()
-	return l != nil && l.mux != nil && l.mux.silent()
+	l := (*p.links.Load())[store]
+	return l != nil && l.mux.silent()
 }
 
 // Close ends every stream and waits for them. It is idempotent.
 func (p *Pool) Close() error {
 	p.mu.Lock()
-	links := p.mu.links
-	p.mu.links, p.mu.closed = nil, true
+	links := *p.links.Load()
+	p.links.Store(&map[uint64]*link{})
+	p.mu.closed = true
 	p.mu.Unlock()
 	p.stop()
 	var faults []error
@@ -132,31 +120,40 @@ func (p *Pool) Close() error {
 // mux returns the open stream of the store, opening one if there is none. A
 // store that has moved gets a new connection.
 func (p *Pool) mux(store uint64, addr string) (*mux, error) {
+	if l := (*p.links.Load())[store]; l != nil && l.addr == addr && !l.mux.broken() {
+		return l.mux, nil
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.mu.closed {
 		return nil, ErrClosed
 	}
-	l := p.mu.links[store]
+	links := *p.links.Load()
+	l := links[store]
+	if l != nil && l.addr == addr && !l.mux.broken() {
+		return l.mux, nil // somebody else was faster
+	}
 	if l != nil && l.addr != addr {
 		// Requests under way on the old connection fail as with any break.
 		_ = l.conn.Close()
-		delete(p.mu.links, store)
 		l = nil
 	}
-	if l == nil {
+	next := &link{addr: addr}
+	if l != nil {
+		next.conn = l.conn
+	} else {
 		conn, err := dial.New(addr, dial.Options{
 			TLS: p.o.TLS, Timeout: p.o.DialTimeout, UserAgent: "ridge-client",
 		})
 		if err != nil {
 			return nil, fmt.Errorf("stream: %w", err)
 		}
-		l = &link{addr: addr, conn: conn}
-		p.mu.links[store] = l
+		next.conn = conn
 	}
-	if l.mux == nil || l.mux.broken() {
-		l.mux = newMux(store, l.conn, p.o)
-		p.start(l.mux)
-	}
-	return l.mux, nil
+	next.mux = newMux(store, next.conn, p.o)
+	links = maps.Clone(links)
+	links[store] = next
+	p.links.Store(&links)
+	p.start(next.mux)
+	return next.mux, nil
 }

@@ -1,0 +1,9 @@
+// Package wire turns the messages of KVService.Stream into bytes and back
+// without reflection: the protobuf wire format, so that any gRPC peer
+// understands them. Requests for one key (Get, Put, Delete), which come by the
+// hundred in one message, have code of their own; everything else, and whatever
+// looks unusual, goes through the protobuf library.
+//
+// Law: what this package decodes is what the protobuf library decodes of the
+// same bytes (TestSameAsProtobuf, FuzzRequests, FuzzAnswer).
+package wire
