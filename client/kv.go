@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/ridgekv/ridge/client/internal/retry"
 	"github.com/ridgekv/ridge/proto/errs"
 	"github.com/ridgekv/ridge/proto/keys"
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
@@ -13,53 +14,27 @@ import (
 
 // Get returns the row of key and whether there is one.
 func (c *Client) Get(ctx context.Context, key []byte, opts ...Option) (Row, bool, error) {
-	var resp *kvpb.GetResponse
-	err := c.keyed(ctx, "get", key, opts, bitConsistency, func(s settings) (request, error) {
-		q := request{anywhere: s.consistency.level == stale}
-		q.build = func(h *kvpb.Header) *kvpb.Request {
-			return &kvpb.Request{Body: &kvpb.Request_Get{Get: &kvpb.GetRequest{
-				Header: h, Key: key, Consistency: s.consistency.proto(),
-			}}}
-		}
-		return q, nil
-	}, func(r *kvpb.Response) { resp = r.GetGet() })
-	if err != nil || !resp.GetFound() {
+	a, err := c.plain(ctx, plainCall{op: opGet, key: key}, opts)
+	if err != nil || !a.Found {
 		return Row{}, false, err
 	}
-	row := toRow(resp.GetRow())
-	row.Key = key
-	return row, true, nil
+	return Row{
+		Key: key, Value: a.Value,
+		CommitTS: ts.Timestamp(a.CommitTS), ExpiresAt: ts.Timestamp(a.ExpiresAt),
+	}, true, nil
 }
 
 // Put writes value under key and returns the commit timestamp.
 func (c *Client) Put(ctx context.Context, key, value []byte, opts ...Option) (ts.Timestamp, error) {
-	var resp *kvpb.PutResponse
-	err := c.keyed(ctx, "put", key, opts, bitTTL, func(s settings) (request, error) {
-		q := request{write: true}
-		q.build = func(h *kvpb.Header) *kvpb.Request {
-			return &kvpb.Request{Body: &kvpb.Request_Put{Put: &kvpb.PutRequest{
-				Header: h, Key: key, Value: value, TtlMs: millis(s.ttl),
-			}}}
-		}
-		return q, checkValue(value)
-	}, func(r *kvpb.Response) { resp = r.GetPut() })
-	return ts.Timestamp(resp.GetCommitTs()), err
+	a, err := c.plain(ctx, plainCall{op: opPut, key: key, value: value}, opts)
+	return ts.Timestamp(a.CommitTS), err
 }
 
 // Delete removes key, whether it exists or not, and returns the commit
 // timestamp.
 func (c *Client) Delete(ctx context.Context, key []byte, opts ...Option) (ts.Timestamp, error) {
-	var resp *kvpb.DeleteResponse
-	err := c.keyed(ctx, "delete", key, opts, 0, func(settings) (request, error) {
-		q := request{write: true}
-		q.build = func(h *kvpb.Header) *kvpb.Request {
-			return &kvpb.Request{Body: &kvpb.Request_Delete{
-				Delete: &kvpb.DeleteRequest{Header: h, Key: key},
-			}}
-		}
-		return q, nil
-	}, func(r *kvpb.Response) { resp = r.GetDelete() })
-	return ts.Timestamp(resp.GetCommitTs()), err
+	a, err := c.plain(ctx, plainCall{op: opDelete, key: key}, opts)
+	return ts.Timestamp(a.CommitTS), err
 }
 
 // CompareAndSwap writes when the key is what v expects. A swap that finds
@@ -91,7 +66,7 @@ func (c *Client) CompareAndSwap(ctx context.Context, v Swap, opts ...Option) (Sw
 	return out, nil
 }
 
-// keyed is what all calls on one key share: options, checks, deadline, the way
+// keyed is for the calls on one key that are not plain: options, checks, deadline, the way
 // to the range, and the words of the error.
 func (c *Client) keyed(
 	ctx context.Context, op string, key []byte, opts []Option, allowed optionBit,
@@ -110,7 +85,8 @@ func (c *Client) keyed(
 		if q, err = prepare(s); err == nil {
 			q.key, q.session = key, s.session
 			var resp *kvpb.Response
-			if resp, err = c.single(ctx, q); err == nil {
+			log := retry.NewLogSince(began, c.metrics.retried)
+			if resp, err = c.single(ctx, log, q, nil); err == nil {
 				take(resp)
 				return nil
 			}

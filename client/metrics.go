@@ -12,6 +12,8 @@ import (
 type metrics struct {
 	calls   *prometheus.HistogramVec
 	retries *prometheus.CounterVec
+	// succeeded are the calls of the direct way that went well, looked up once.
+	succeeded [ops]prometheus.Observer
 }
 
 // newMetrics registers the metrics of a client on r. A second client on the
@@ -28,15 +30,19 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Help: "Waits before another try, by cause.",
 		}, []string{"cause"}),
 	}
-	if r == nil {
-		return m, nil
+	if r != nil {
+		var err error
+		if m.calls, err = register(r, m.calls); err != nil {
+			return nil, err
+		}
+		if m.retries, err = register(r, m.retries); err != nil {
+			return nil, err
+		}
 	}
-	var err error
-	if m.calls, err = register(r, m.calls); err != nil {
-		return nil, err
+	for o := range ops {
+		m.succeeded[o] = m.calls.WithLabelValues(o.String(), "ok")
 	}
-	m.retries, err = register(r, m.retries)
-	return m, err
+	return m, nil
 }
 
 func register[C prometheus.Collector](r prometheus.Registerer, c C) (C, error) {
@@ -58,6 +64,15 @@ func (m *metrics) done(op string, began time.Time, err error) {
 		}
 	}
 	m.calls.WithLabelValues(op, outcome).Observe(time.Since(began).Seconds())
+}
+
+// plain is done for the calls of the direct way.
+func (m *metrics) plain(o op, began time.Time, err error) {
+	if err != nil {
+		m.done(o.String(), began, err)
+		return
+	}
+	m.succeeded[o].Observe(time.Since(began).Seconds())
 }
 
 func (m *metrics) retried(k retry.Kind) { m.retries.WithLabelValues(k.String()).Inc() }

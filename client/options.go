@@ -157,6 +157,13 @@ var optionNames = []string{
 
 // apply collects the options of one call, of which it allows some.
 func (c *Client) apply(opts []Option, allowed optionBit) (settings, error) {
+	if len(opts) == 0 {
+		return settings{session: &c.session}, nil
+	}
+	return c.applyAll(opts, allowed)
+}
+
+func (c *Client) applyAll(opts []Option, allowed optionBit) (settings, error) {
 	s := settings{session: &c.session}
 	for _, o := range opts {
 		o(&s)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ridgekv/ridge/client/internal/retry"
@@ -33,6 +34,8 @@ const minDown = 100 * time.Millisecond
 type health struct {
 	sync.Mutex
 	until map[uint64]time.Time
+	// marked is the length of until: nearly always 0, and then nobody locks.
+	marked atomic.Int32
 }
 
 func (h *health) down(store uint64, attempt time.Duration) {
@@ -42,15 +45,23 @@ func (h *health) down(store uint64, attempt time.Duration) {
 		h.until = map[uint64]time.Time{}
 	}
 	h.until[store] = time.Now().Add(max(minDown, 2*attempt))
+	h.marked.Store(int32(len(h.until)))
 }
 
 func (h *health) up(store uint64) {
+	if h.marked.Load() == 0 {
+		return
+	}
 	h.Lock()
 	defer h.Unlock()
 	delete(h.until, store)
+	h.marked.Store(int32(len(h.until)))
 }
 
 func (h *health) isDown(store uint64) bool {
+	if h.marked.Load() == 0 {
+		return false
+	}
 	h.Lock()
 	defer h.Unlock()
 	until, ok := h.until[store]
@@ -73,15 +84,28 @@ type request struct {
 	partly func(*kvpb.Response)
 }
 
-// single sends q to whatever range holds its key, following splits.
-func (c *Client) single(ctx context.Context, q request) (*kvpb.Response, error) {
-	log := retry.NewLog(c.metrics.retried)
+// single sends q to whatever range holds its key, following splits. first, if
+// set, is a try that was made already and did not succeed.
+func (c *Client) single(
+	ctx context.Context, log *retry.Log, q request, first *firstTry,
+) (*kvpb.Response, error) {
 	for {
-		rt, err := c.locate(ctx, log, q.key)
-		if err != nil {
-			return nil, err
+		var resp *kvpb.Response
+		var err error
+		if first != nil {
+			t := tour{
+				c: c, log: log, rt: first.rt, q: q, try: c.o.TryTimeout,
+				asked: []uint64{first.store}, began: log.Began(),
+			}
+			resp, err = t.goOn(ctx, first)
+			first = nil
+		} else {
+			rt, lost := c.locate(ctx, log, q.key)
+			if lost != nil {
+				return nil, lost
+			}
+			resp, err = c.toRange(ctx, log, rt, q)
 		}
-		resp, err := c.toRange(ctx, log, rt, q)
 		if !errors.Is(err, errMoved) {
 			return resp, err
 		}
@@ -119,6 +143,11 @@ func (c *Client) toRange(
 	ctx context.Context, log *retry.Log, rt *route.Route, q request,
 ) (*kvpb.Response, error) {
 	t := tour{c: c, log: log, rt: rt, q: q, try: c.o.TryTimeout}
+	return t.run(ctx)
+}
+
+// run asks one store after the other.
+func (t *tour) run(ctx context.Context) (*kvpb.Response, error) {
 	for {
 		store := t.next()
 		if store == 0 {
@@ -126,11 +155,11 @@ func (c *Client) toRange(
 		}
 		resp, err := t.attempt(ctx, store)
 		if err == nil {
-			log.Spend(retry.Cause{Kind: retry.Working, Where: storeName(store)})
-			if !q.anywhere {
-				c.routes.Led(rt, store)
+			t.log.Spend(retry.Cause{Kind: retry.Working, Where: storeName(store)})
+			if !t.q.anywhere {
+				t.c.routes.Led(t.rt, store)
 			}
-			q.session.saw(tokenOf(resp))
+			t.q.session.saw(tokenOf(resp))
 			return resp, nil
 		}
 		if err = t.after(ctx, store, err); err != nil {
@@ -210,16 +239,24 @@ func (t *tour) attempt(ctx context.Context, store uint64) (*kvpb.Response, error
 		return resp, err
 	}
 	failure, _ := errors.AsType[*stream.Error](err)
+	return nil, t.unanswered(whole, store, failure, whole.Err() == nil && ctx.Err() != nil)
+}
+
+// unanswered is what a try comes to that got no answer. timeout tells that the
+// try had less time than the call.
+func (t *tour) unanswered(
+	ctx context.Context, store uint64, failure *stream.Error, timeout bool,
+) error {
 	if t.q.write && failure.Sent {
-		return nil, unknownOutcome(whole, t.rt.RangeID, failure.Err)
+		return unknownOutcome(ctx, t.rt.RangeID, failure.Err)
 	}
 	cause := retry.Dialing
 	switch {
 	case errors.Is(failure.Err, stream.ErrClosed):
-		return nil, ErrClosed
+		return ErrClosed
 	case errors.Is(failure.Err, stream.ErrFull):
-		return nil, errs.Busy{Reason: "requests in flight to " + storeName(store)}
-	case whole.Err() == nil && ctx.Err() != nil:
+		return errs.Busy{Reason: "requests in flight to " + storeName(store)}
+	case timeout:
 		t.try *= 2
 		cause = retry.Silent
 	case errors.Is(failure.Err, stream.ErrSilent):
@@ -227,12 +264,15 @@ func (t *tour) attempt(ctx context.Context, store uint64) (*kvpb.Response, error
 	case failure.Sent:
 		cause = retry.Broken
 	}
-	return nil, transportError{cause: cause, err: failure.Err}
+	return transportError{cause: cause, err: failure.Err}
 }
 
 // address finds out where store listens. While PD is away there may be other
 // stores whose address is known, so it does not wait for long.
 func (t *tour) address(ctx context.Context, store uint64) (string, error) {
+	if addr := t.c.routes.Known(store); addr != "" {
+		return addr, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, t.c.o.DialTimeout)
 	defer cancel()
 	return t.c.routes.Address(ctx, store)
@@ -248,17 +288,14 @@ func unknownOutcome(ctx context.Context, rangeID uint64, cause error) error {
 	return fmt.Errorf("%w (%v)", unknown, cause)
 }
 
-// header addresses one try. The store gives up a little before the caller, so
-// that its last word still arrives.
+// header addresses one try.
 func (t *tour) header(ctx context.Context) *kvpb.Header {
 	h := &kvpb.Header{
 		RangeId: t.rt.RangeID, SpanEpoch: t.rt.Epoch,
 		Token: uint64(t.q.session.Token()), Forwarded: t.c.o.Forwarded,
 	}
 	if deadline, ok := ctx.Deadline(); ok {
-		left := time.Until(deadline)
-		left -= min(left/10, 100*time.Millisecond)
-		h.TimeoutMs = uint32(max(left.Milliseconds(), 1))
+		h.TimeoutMs = patience(time.Until(deadline))
 	}
 	return h
 }
@@ -276,6 +313,10 @@ func (e transportError) Unwrap() error { return e.err }
 // after draws the conclusions from the error of one try. It returns nil when
 // there may be another, after the wait that is due.
 func (t *tour) after(ctx context.Context, store uint64, err error) error {
+	if e, ok := err.(transportError); ok && ctx.Err() != nil && errors.Is(e.err, ctx.Err()) {
+		// The caller has left before it was sent: that says nothing of the store.
+		return t.log.Wait(ctx, retry.Cause{Kind: e.cause, Where: storeName(store)}, 0, err)
+	}
 	d := t.judge(store, err)
 	switch {
 	case d.Move == retry.Stop:

@@ -22,6 +22,7 @@ import (
 
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
 	storepb "github.com/ridgekv/ridge/proto/ridge/store/v1"
+	"github.com/ridgekv/ridge/proto/wire"
 	"github.com/ridgekv/ridge/storenode"
 )
 
@@ -84,7 +85,9 @@ func listen(
 		l, err = net.Listen("tcp", address)
 		return err == nil
 	})
-	options := []grpc.ServerOption{grpc.MaxRecvMsgSize(16 << 20)}
+	options := []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(16 << 20), grpc.ForceServerCodecV2(wire.Codec{}),
+	}
 	if config != nil {
 		options = append(options, grpc.Creds(credentials.NewTLS(config)))
 	}

@@ -98,10 +98,15 @@ type spent struct {
 const maxCauses = 16
 
 // NewLog starts the clock of an operation.
-func NewLog(onRetry func(Kind)) *Log {
-	now := time.Now()
-	return &Log{start: now, mark: now, onRetry: onRetry}
+func NewLog(onRetry func(Kind)) *Log { return NewLogSince(time.Now(), onRetry) }
+
+// NewLogSince is the log of an operation that began before.
+func NewLogSince(began time.Time, onRetry func(Kind)) *Log {
+	return &Log{start: began, mark: began, onRetry: onRetry}
 }
+
+// Began is when the operation began.
+func (l *Log) Began() time.Time { return l.start }
 
 // Fork returns a log for a parallel part: it has its own budgets and reports
 // its own time.

@@ -300,13 +300,30 @@ func (c *Cache) evictLocked(tree *btree.BTreeG[*Route], keep *Route) {
 
 // floor returns the range with the greatest start at or below key.
 func floor(tree *btree.BTreeG[*Route], key []byte) *Route {
-	var found *Route
-	tree.DescendLessOrEqual(&Route{Span: keys.Span{Start: key}}, func(r *Route) bool {
-		found = r
-		return false
-	})
+	p := pivots.Get().(*pivot)
+	p.at.Span.Start = key
+	tree.DescendLessOrEqual(&p.at, p.visit)
+	found := p.found
+	p.at.Span.Start, p.found = nil, nil
+	pivots.Put(p)
 	return found
 }
+
+// pivot is what a search in the tree needs: every call does one.
+type pivot struct {
+	at    Route
+	found *Route
+	visit func(*Route) bool
+}
+
+var pivots = sync.Pool{New: func() any {
+	p := &pivot{}
+	p.visit = func(r *Route) bool {
+		p.found = r
+		return false
+	}
+	return p
+}}
 
 // overlaps lists the ranges that share keys with span.
 func overlaps(tree *btree.BTreeG[*Route], span keys.Span) []*Route {

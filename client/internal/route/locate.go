@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/singleflight"
@@ -39,16 +40,15 @@ type Locator struct {
 	timeout time.Duration
 	flight  singleflight.Group
 
-	mu struct {
-		sync.Mutex
-		addresses map[uint64]string
-	}
+	// addresses is replaced under mu, never changed.
+	addresses atomic.Pointer[map[uint64]string]
+	mu        sync.Mutex
 }
 
 // NewLocator returns a Locator over source. timeout bounds one question.
 func NewLocator(source Source, max int, timeout time.Duration) *Locator {
 	l := &Locator{Cache: NewCache(max), source: source, timeout: timeout}
-	l.mu.addresses = map[uint64]string{}
+	l.addresses.Store(&map[uint64]string{})
 	return l
 }
 
@@ -134,13 +134,13 @@ func (l *Locator) fill(ctx context.Context, key []byte) error {
 
 // Address returns where store listens, asking PD when it is not known.
 func (l *Locator) Address(ctx context.Context, store uint64) (string, error) {
-	if addr := l.known(store); addr != "" {
+	if addr := l.Known(store); addr != "" {
 		return addr, nil
 	}
 	if err := l.RefreshStores(ctx); err != nil {
 		return "", err
 	}
-	if addr := l.known(store); addr != "" {
+	if addr := l.Known(store); addr != "" {
 		return addr, nil
 	}
 	return "", fmt.Errorf("route: pd knows no address of store %d", store)
@@ -162,34 +162,37 @@ func (l *Locator) RefreshStores(ctx context.Context) error {
 
 // ForgetAddress drops the address of a store that turned out to be another.
 func (l *Locator) ForgetAddress(store uint64) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.mu.addresses, store)
+	l.edit(func(m map[uint64]string) { delete(m, store) })
 }
 
-func (l *Locator) known(store uint64) string {
+// edit changes what is known of addresses.
+func (l *Locator) edit(f func(map[uint64]string)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.mu.addresses[store]
+	m := maps.Clone(*l.addresses.Load())
+	f(m)
+	l.addresses.Store(&m)
 }
+
+// Known is where store listens, as far as it is known: "" when it is not.
+func (l *Locator) Known(store uint64) string { return (*l.addresses.Load())[store] }
 
 // Addresses are all stores that are known.
-func (l *Locator) Addresses() map[uint64]string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return maps.Clone(l.mu.addresses)
-}
+func (l *Locator) Addresses() map[uint64]string { return maps.Clone(*l.addresses.Load()) }
 
 func (l *Locator) learnStores(stores []*metapb.Store) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, s := range stores {
-		if s.GetState() == metapb.StoreState_STORE_STATE_GONE {
-			delete(l.mu.addresses, s.GetStoreId())
-		} else if s.GetGrpcAddress() != "" {
-			l.mu.addresses[s.GetStoreId()] = s.GetGrpcAddress()
-		}
+	if len(stores) == 0 {
+		return
 	}
+	l.edit(func(m map[uint64]string) {
+		for _, s := range stores {
+			if s.GetState() == metapb.StoreState_STORE_STATE_GONE {
+				delete(m, s.GetStoreId())
+			} else if s.GetGrpcAddress() != "" {
+				m[s.GetStoreId()] = s.GetGrpcAddress()
+			}
+		}
+	})
 }
 
 // once runs f for all callers that ask the same at the same time. f outlives a

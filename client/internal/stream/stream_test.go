@@ -18,6 +18,7 @@ import (
 	"github.com/ridgekv/ridge/client/internal/stream"
 	"github.com/ridgekv/ridge/proto/errs"
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
+	"github.com/ridgekv/ridge/proto/wire"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -209,6 +210,40 @@ func TestCallersMayLeave(t *testing.T) {
 	close(release) // the late answer finds nobody
 	if _, err := p.Do(t.Context(), 1, s.Address(), getRequest("k")); err != nil {
 		t.Error(err)
+	}
+}
+
+// One timer serves the deadlines of all calls, whatever their order.
+func TestDeadlines(t *testing.T) {
+	cluster := clustertest.New(t, 1, 1)
+	s := cluster.Store(1)
+	p := pool(t, stream.Options{})
+	release := make(chan struct{})
+	s.Hook(func(*kvpb.Request) *clustertest.Script { return &clustertest.Script{Hold: release} })
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() {
+			c := stream.NewCall()
+			defer c.Release()
+			c.Request = wire.AppendPut(c.Request, &wire.Header{RangeID: 1}, []byte{1}, nil, 0)
+			began := time.Now()
+			patience := time.Duration(20-i) * 10 * time.Millisecond
+			c.Deadline = began.Add(patience)
+			err := p.Send(context.Background(), 1, s.Address(), c)
+			if !errors.Is(err, context.DeadlineExceeded) || !sentOf(t, err) {
+				t.Errorf("got %v", err)
+			}
+			if d := time.Since(began); d < patience {
+				t.Errorf("it gave up after %v, not %v", d, patience)
+			}
+		})
+	}
+	wg.Wait()
+	close(release) // the late answers find nobody
+	for range 20 {
+		if _, err := p.Do(t.Context(), 1, s.Address(), getRequest("k")); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -1,11 +1,13 @@
 package service
 
 import (
+	"runtime"
 	"sync"
 	"sync/atomic"
 
 	"github.com/ridgekv/ridge/proto/errs"
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
+	"github.com/ridgekv/ridge/proto/wire"
 )
 
 // maxMessageBytes is where a message of answers is cut. One answer may be
@@ -27,8 +29,8 @@ func (s *Service) Stream(stream kvpb.KVService_StreamServer) error {
 
 func (s *Service) converse(core *Core, stream kvpb.KVService_StreamServer, owes *debt) error {
 	owes.begin()
-	first, err := stream.Recv()
-	if err != nil {
+	first := wire.Requests{StreamRequest: &kvpb.StreamRequest{}}
+	if err := stream.RecvMsg(first); err != nil {
 		return nil // The caller left without a word.
 	}
 	if err := checkHello(core, first.GetHello()); err != nil {
@@ -76,10 +78,11 @@ type answer struct {
 
 // read takes requests in until the stream ends, m first. When refusals pile up
 // because the caller reads no answers, it stops reading too.
-func (c *conversation) read(stream kvpb.KVService_StreamServer, m *kvpb.StreamRequest) {
+func (c *conversation) read(stream kvpb.KVService_StreamServer, m wire.Requests) {
 	for {
 		c.s.metrics.requests.Add(float64(len(m.GetRequests())))
-		for _, r := range m.GetRequests() {
+		seats := make([]seat, len(m.GetRequests()))
+		for i, r := range m.GetRequests() {
 			for c.seats.Load() >= 2*int64(c.s.o.StreamSeats) {
 				select {
 				case <-c.room:
@@ -87,10 +90,9 @@ func (c *conversation) read(stream kvpb.KVService_StreamServer, m *kvpb.StreamRe
 					return
 				}
 			}
-			c.accept(r)
+			c.accept(r, &seats[i])
 		}
-		var err error
-		if m, err = stream.Recv(); err != nil {
+		if err := stream.RecvMsg(m); err != nil {
 			return
 		}
 	}
@@ -98,9 +100,9 @@ func (c *conversation) read(stream kvpb.KVService_StreamServer, m *kvpb.StreamRe
 
 // accept climbs the ladder and hands one request on. Whatever happens, it is
 // answered once.
-func (c *conversation) accept(request *kvpb.Request) {
+func (c *conversation) accept(request *kvpb.Request, seat *seat) {
 	size := sizeOf(request)
-	seat := &seat{c: c, id: request.GetId(), bytes: size}
+	seat.c, seat.id, seat.bytes = c, request.GetId(), size
 	defer func() {
 		if p := recover(); p != nil {
 			seat.answer(c.s.panicked(request, p))
@@ -215,6 +217,9 @@ func (c *conversation) write(
 		}
 		select {
 		case <-c.bell:
+			// Answers come in bursts: let those who are about to answer do so,
+			// and send all in one message.
+			runtime.Gosched()
 		case <-ended:
 			ended, last = nil, true
 		case <-draining:
@@ -245,7 +250,7 @@ func (c *conversation) flush(stream kvpb.KVService_StreamServer) error {
 		}
 		waiting = waiting[n:]
 		c.owes.begin()
-		err := stream.Send(m)
+		err := stream.SendMsg(wire.Responses{StreamResponse: m})
 		c.owes.end()
 		c.free(int64(n), bytes)
 		if err != nil {

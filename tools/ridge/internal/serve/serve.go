@@ -23,6 +23,8 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
+
+	"github.com/ridgekv/ridge/proto/wire"
 )
 
 const (
@@ -74,6 +76,7 @@ func New(o Options) (*Server, error) {
 	options := []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(m.unary, recovery.UnaryServerInterceptor(saved)),
 		grpc.ChainStreamInterceptor(m.stream, recovery.StreamServerInterceptor(saved)),
+		grpc.ForceServerCodecV2(wire.Codec{}),
 		grpc.MaxRecvMsgSize(maxMessageBytes),
 		grpc.MaxSendMsgSize(maxMessageBytes),
 		grpc.MaxConcurrentStreams(maxStreams),
