@@ -65,6 +65,9 @@ var rooms = map[string]string{
 	"pd/internal/topology":  "pd/internal/meta",
 	"pd/internal/operator":  "pd/internal/topology",
 	"pd/internal/schedule":  "pd/internal/schedule pd/internal/operator pd/internal/topology",
+	// The simulator drives the planners as the façade does.
+	"pd/internal/schedule/simtest": "pd/internal/schedule pd/internal/operator " +
+		"pd/internal/topology pd/internal/service",
 	"pd/internal/service": "pd/internal/meta pd/internal/topology pd/internal/operator " +
 		"pd/internal/tso pd/internal/safepoint pd/internal/schedule pd/internal/settings",
 }

@@ -83,7 +83,12 @@ func (s *Service) RangeHeartbeat(
 	defer cancel()
 	wg.Go(func() { s.sendOrders(ctx, l, stream, orders) })
 	for {
-		l.ingest(storeID, req, orders)
+		if list := l.Ingest(storeID, req, time.Now()); len(list) > 0 {
+			select {
+			case orders <- list:
+			default: // it is found again with the next report
+			}
+		}
 		if req, err = stream.Recv(); err != nil {
 			if errors.Is(err, io.EOF) {
 				return nil
@@ -113,23 +118,18 @@ func (s *Service) sendOrders(
 	}
 }
 
-// ingest takes in one message of a store.
-func (l *Leading) ingest(
-	storeID uint64, req *pdpb.RangeHeartbeatRequest, orders chan<- []*pdpb.Order,
-) {
-	now := time.Now()
+// Ingest takes in one message of a store. It returns the replicas there that are
+// to be destroyed, as orders.
+func (l *Leading) Ingest(
+	storeID uint64, req *pdpb.RangeHeartbeatRequest, now time.Time,
+) []*pdpb.Order {
 	for _, r := range req.GetRanges() {
 		if r.GetLeader().GetStoreId() == storeID {
 			l.Topology.Report(r, now)
 		}
 	}
 	l.Topology.HeardReplicas(storeID, req.GetReplicas(), req.GetComplete(), now)
-	if list := l.condemn(storeID, req.GetReplicas(), req.GetComplete(), now); len(list) > 0 {
-		select {
-		case orders <- list:
-		default: // it is found again with the next report
-		}
-	}
+	return l.condemn(storeID, req.GetReplicas(), req.GetComplete(), now)
 }
 
 // Timestamps hands out timestamps. Requests are taken as they come and answered

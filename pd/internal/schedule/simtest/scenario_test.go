@@ -1,0 +1,253 @@
+package simtest
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const (
+	leaving  = metapb.StoreState_STORE_STATE_LEAVING
+	draining = metapb.StoreState_STORE_STATE_DRAINING
+	gone     = metapb.StoreState_STORE_STATE_GONE
+)
+
+// trial is one scenario with one seed. Its methods end the test when they fail.
+type trial struct {
+	*testing.T
+	*Cluster
+	rnd *rand.Rand
+}
+
+// scenarios are what a cluster goes through. Each draws its size from the seed.
+var scenarios = []struct {
+	name string
+	run  func(*trial)
+}{
+	{"lost store", lostStore},
+	{"decommission", decommission},
+	{"drain", drain},
+	{"rolling restart", rollingRestart},
+	{"flapping", flapping},
+	{"bad network", badNetwork},
+	{"PD leader change", leaderChange},
+	{"growth", growth},
+}
+
+// TestScenarios runs every scenario, in the long form with many seeds and up to
+// ten thousand ranges. RIDGE_SEED replays one.
+func TestScenarios(t *testing.T) {
+	first, seeds, largest := uint64(1), 2, 300
+	if os.Getenv("RIDGE_LONG") != "" {
+		seeds, largest = 100/len(scenarios)+1, 10_000
+	}
+	if s := os.Getenv("RIDGE_SEED"); s != "" {
+		n, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			t.Fatalf("RIDGE_SEED=%s: %v", s, err)
+		}
+		first, seeds = n, 1
+	}
+	for _, s := range scenarios {
+		for i := range seeds {
+			seed := first + uint64(i)
+			t.Run(fmt.Sprintf("%s/%d", s.name, seed), func(t *testing.T) {
+				x := &trial{T: t, rnd: rand.New(rand.NewPCG(seed, 1))}
+				began := time.Now()
+				x.begin(seed, largest)
+				s.run(x)
+				x.lawful()
+				t.Logf("seed %d: %d stores, %d ranges: %d moves, %d transfers, %d splits, %d operators; %s virtual in %s",
+					seed, len(x.stores), len(x.ranges), x.Moves, x.Transfers, x.Splits, x.Planned,
+					x.now.Sub(time.Unix(1_700_000_000, 0)).Round(time.Second),
+					time.Since(began).Round(time.Millisecond))
+			})
+		}
+	}
+}
+
+// begin makes a cluster of a size drawn from the seed, and lets it come to rest.
+func (x *trial) begin(seed uint64, largest int) {
+	x.Helper()
+	ranges := 20
+	for ranges < largest && x.rnd.IntN(4) > 0 {
+		ranges *= 3
+	}
+	o := Options{
+		Seed: seed, Stores: 4 + x.rnd.IntN(9), Ranges: min(ranges, largest),
+		ImageBytesPerSecond: 64 << 20 << x.rnd.IntN(4), SplitSizeBytes: 128 << 20,
+	}
+	if o.Ranges > 1000 {
+		o.Pass, o.FullReport = 2*time.Second, 30*time.Second
+	}
+	x.Cluster = New(o)
+	x.settle(time.Minute)
+	x.Moves, x.Transfers = 0, 0
+}
+
+func (x *trial) lawful() {
+	x.Helper()
+	for _, f := range x.Faults() {
+		x.Error(f)
+	}
+}
+
+// settle lets PD come to rest within a bound of virtual time.
+func (x *trial) settle(within time.Duration) {
+	x.Helper()
+	took, err := x.Settle(within, 30*time.Second)
+	if err != nil {
+		x.Fatal(err)
+	}
+	x.Logf("at rest after %s", took)
+}
+
+// whole demands that every range has what it should have, that no replica is
+// left that is no member, and that nothing happens for an hour.
+func (x *trial) whole() {
+	x.Helper()
+	if bad := x.Whole(); len(bad) > 0 {
+		x.Fatalf("%d ranges are not whole: %s; %s", len(bad), bad[0], x.pd.busyWith())
+	}
+	x.Elapse(2 * time.Minute) // strangers are destroyed once it is certain
+	if n := x.Strangers(); n > 0 {
+		x.Errorf("%d replicas are left that are no members", n)
+	}
+	if err := x.Still(time.Hour); err != nil {
+		x.Error(err)
+	}
+}
+
+// movesWithin bounds the moves by a factor over the least number.
+func (x *trial) movesWithin(factor float64, least int) {
+	x.Helper()
+	if float64(x.Moves) > factor*float64(least)+1 {
+		x.Errorf("%d moves, %d would do", x.Moves, least)
+	}
+}
+
+// any is a store.
+func (x *trial) any() uint64 { return x.storeIDs()[x.rnd.IntN(len(x.stores))] }
+
+// repairTime bounds how long n replicas take to move: images of 64 MiB on
+// average, and what the steps of an operator take, in StoreImages at a time.
+func (x *trial) repairTime(n int) time.Duration {
+	image := time.Duration(x.o.RangeSizeBytes * uint64(time.Second) / x.o.ImageBytesPerSecond)
+	return 2*time.Minute + time.Duration(n)*(8*x.Pass/time.Duration(x.o.StoreImages)+2*image)
+}
+
+func lostStore(x *trial) {
+	lost := x.any()
+	n := len(x.stores[lost].held)
+	x.Kill(lost)
+	x.Elapse(x.o.StoreDownAfter)
+	x.settle(x.repairTime(n))
+	x.whole()
+	x.movesWithin(1, n)
+	if s := x.Shares()[lost]; s.Replicas != 0 {
+		x.Errorf("the lost store has %+v", s)
+	}
+	x.Start(lost)
+	x.settle(x.repairTime(n))
+	x.whole()
+}
+
+func decommission(x *trial) {
+	id := x.any()
+	n := len(x.stores[id].held)
+	x.SetState(id, leaving)
+	x.settle(x.repairTime(n))
+	x.whole()
+	x.movesWithin(1, n)
+	if s := x.stores[id]; len(s.held) != 0 || s.used != 0 {
+		x.Errorf("the store still holds %d replicas, %d bytes", len(s.held), s.used)
+	}
+	x.SetState(id, gone)
+	x.Kill(id)
+	x.settle(5 * time.Minute)
+	x.whole()
+}
+
+func drain(x *trial) {
+	id := x.any()
+	x.SetState(id, draining)
+	x.settle(10 * time.Minute)
+	if s := x.Shares()[id]; s.Leaders != 0 || x.Moves != 0 {
+		x.Errorf("%+v after %d moves", s, x.Moves)
+	}
+	x.SetState(id, metapb.StoreState_STORE_STATE_UP)
+	x.settle(10 * time.Minute)
+	x.whole()
+}
+
+func rollingRestart(x *trial) {
+	for _, id := range x.storeIDs() {
+		x.Kill(id)
+		x.Elapse(time.Duration(1+x.rnd.IntN(60)) * time.Second)
+		x.Start(id)
+		x.Elapse(10 * time.Second)
+	}
+	x.settle(10 * time.Minute)
+	x.whole()
+	x.movesWithin(0, 0)
+}
+
+func flapping(x *trial) {
+	id := x.any()
+	for range 20 {
+		x.Kill(id)
+		x.Elapse(time.Duration(x.rnd.Int64N(int64(8 * time.Minute))))
+		x.Start(id)
+		x.Elapse(time.Duration(x.rnd.Int64N(int64(3 * time.Minute))))
+	}
+	x.settle(x.repairTime(2 * len(x.ranges)))
+	x.whole()
+}
+
+func badNetwork(x *trial) {
+	x.Network = Network{Lose: 0.2, Repeat: 0.2, Delay: 0.3, MaxDelay: 8 * time.Second}
+	lost := x.any()
+	n := len(x.stores[lost].held)
+	x.Kill(lost)
+	x.Elapse(x.o.StoreDownAfter)
+	x.Settle(4*x.repairTime(n), 30*time.Second)
+	x.Network = Network{}
+	x.settle(x.repairTime(n))
+	x.whole()
+}
+
+func leaderChange(x *trial) {
+	lost := x.any()
+	n := len(x.stores[lost].held)
+	x.Kill(lost)
+	x.Elapse(x.o.StoreDownAfter)
+	for range 5 {
+		x.Elapse(time.Duration(x.rnd.Int64N(int64(time.Minute))))
+		x.ChangeLeader()
+	}
+	x.settle(x.repairTime(n))
+	x.whole()
+	x.movesWithin(1.2, n)
+}
+
+func growth(x *trial) {
+	for _, r := range x.ranges {
+		r.size *= 1 + x.rnd.Uint64N(6)
+	}
+	x.settle(20 * time.Minute)
+	for _, r := range x.ranges {
+		if r.size >= x.o.SplitSizeBytes {
+			x.Fatalf("%s has %d bytes", r, r.size)
+		}
+	}
+	x.whole()
+}
