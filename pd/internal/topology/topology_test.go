@@ -340,12 +340,13 @@ func TestStores(t *testing.T) {
 			t.Errorf("store %d receives replicas", id)
 		}
 	}
-	if !v.Silent(v.Store(1)) || v.Silent(v.Store(3)) || !v.Silent(nil) {
+	// Store 3 has said nothing to this PD yet.
+	if !v.Silent(v.Store(1)) || !v.Silent(v.Store(3)) || !v.Silent(nil) {
 		t.Error("who is silent is wrong")
 	}
 	topo.HeardStore(3, &pdpb.StoreStats{}, metapb.DiskState_DISK_STATE_OK, v.Now)
 	v.Stores = topo.Stores()
-	if !v.Receives(v.Store(3)) {
+	if !v.Receives(v.Store(3)) || v.Silent(v.Store(3)) {
 		t.Error("store 3 receives nothing")
 	}
 }

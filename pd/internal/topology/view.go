@@ -80,10 +80,10 @@ func (v View) State(s *Store) metapb.StoreState {
 	return s.Store.GetState()
 }
 
-// Silent reports whether s has missed heartbeats: it may be alive, but nothing
-// is built upon it.
+// Silent reports whether s has missed heartbeats, or sent none to this PD yet: it
+// may be alive, but nothing is built upon it.
 func (v View) Silent(s *Store) bool {
-	return s == nil || v.State(s) == metapb.StoreState_STORE_STATE_GONE ||
+	return s == nil || s.Stats == nil || v.State(s) == metapb.StoreState_STORE_STATE_GONE ||
 		v.Now.Sub(s.Heard) >= v.SilentAfter
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/ridgekv/ridge/pd/internal/schedule"
 	"github.com/ridgekv/ridge/pd/internal/topology"
 	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
+	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 )
 
 // Options describe a virtual cluster. Zero fields are defaults.
@@ -40,8 +41,12 @@ type Options struct {
 	Labels func(storeID uint64) map[string]string
 	// ImageBytesPerSecond is how fast a store receives. Default 64 MiB.
 	ImageBytesPerSecond uint64
-	// StoreImages is PD's limit. Default 4.
-	StoreImages int
+	// StoreMoves and LeaderTransfers are PD's limits. Default 4 and 8.
+	StoreMoves, LeaderTransfers int
+	// LocationLabels, Rules and TolerancePercent are PD's. Default none, none, 5.
+	LocationLabels   []string
+	Rules            []*pdpb.PlacementRule
+	TolerancePercent int
 	// StoreDownAfter is PD's. Default 5 min.
 	StoreDownAfter time.Duration
 	// Pass, Heartbeat and FullReport are how often PD plans, stores say that they
@@ -74,11 +79,9 @@ type Cluster struct {
 	byID   map[uint64]*vrange
 	pd     *placer
 	nextID uint64
-	// check and allow are those of schedule, but where a test shows that faults
-	// of planners are seen.
-	check func(
-		topology.View, *topology.Range, schedule.Target, schedule.Load,
-	) (*operator.Operator, string)
+	// plan and allow are those of schedule, but where a test shows that faults of
+	// planners are seen.
+	plan  func(topology.View, operator.Flight) schedule.Plan
 	allow func(topology.View, *topology.Range, operator.Step) string
 
 	// Moves, Transfers and Splits count what was carried out, Planned the
@@ -140,7 +143,9 @@ func New(o Options) *Cluster {
 	setDefault(&o.RangeSizeBytes, 64<<20)
 	setDefault(&o.SplitSizeBytes, 96<<20)
 	setDefault(&o.ImageBytesPerSecond, 64<<20)
-	setDefault(&o.StoreImages, 4)
+	setDefault(&o.StoreMoves, 4)
+	setDefault(&o.LeaderTransfers, 8)
+	setDefault(&o.TolerancePercent, 5)
 	setDefault(&o.StoreDownAfter, 5*time.Minute)
 	setDefault(&o.Pass, time.Second)
 	setDefault(&o.Heartbeat, time.Second)
@@ -153,7 +158,7 @@ func New(o Options) *Cluster {
 		o: o, rnd: rand.New(rand.NewPCG(o.Seed, 0)), nextID: 1000,
 		stores: map[uint64]*store{}, byID: map[uint64]*vrange{},
 		Network: o.Network, Pass: o.Pass, FullReport: o.FullReport,
-		check: schedule.Check, allow: schedule.Allow,
+		plan: schedule.Schedule, allow: schedule.Allow,
 	}
 	c.now = time.Unix(1_700_000_000, 0)
 	c.lastPlan = c.now

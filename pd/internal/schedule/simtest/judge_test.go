@@ -28,52 +28,43 @@ func other(v topology.View, r *topology.Range) (follower *metapb.Replica, store 
 	return follower, store
 }
 
-// TestFaultsAreSeen: planners that are wrong on purpose are caught.
-func TestFaultsAreSeen(t *testing.T) {
-	move := func(first, second operator.Kind) func(
-		topology.View, *topology.Range, schedule.Target, schedule.Load,
-	) (*operator.Operator, string) {
-		return func(
-			v topology.View, r *topology.Range, _ schedule.Target, _ schedule.Load,
-		) (*operator.Operator, string) {
+// badPlan wants every whole range to move, in an order of steps of its own.
+func badPlan(order ...int) func(topology.View, operator.Flight) schedule.Plan {
+	return func(v topology.View, f operator.Flight) schedule.Plan {
+		var plan schedule.Plan
+		for _, r := range v.Ranges {
 			follower, store := other(v, r)
-			if store == 0 || len(r.Range.GetReplicas()) != 3 {
-				return nil, ""
-			}
-			out := operator.Step{
-				Kind: operator.Remove, StoreID: follower.GetStoreId(), ReplicaID: follower.GetReplicaId(),
+			if store == 0 || len(r.Range.GetReplicas()) != 3 || f.Busy(r.Range.GetRangeId()) {
+				continue
 			}
 			steps := []operator.Step{
-				{Kind: operator.AddLearner, StoreID: store}, {Kind: operator.Promote, StoreID: store}, out,
+				{Kind: operator.AddLearner, StoreID: store},
+				{Kind: operator.Promote, StoreID: store},
+				{Kind: operator.Remove, StoreID: follower.GetStoreId(), ReplicaID: follower.GetReplicaId()},
 			}
-			if first == operator.Remove {
-				steps = []operator.Step{steps[2], steps[0], steps[1]}
+			op := &operator.Operator{RangeID: r.Range.GetRangeId(), Leader: r.Leader.GetStoreId()}
+			for _, i := range order {
+				op.Steps = append(op.Steps, steps[i])
 			}
-			return &operator.Operator{RangeID: r.Range.GetRangeId(), Steps: steps}, ""
+			plan.Operators = append(plan.Operators, op)
 		}
+		return plan
 	}
+}
+
+// TestFaultsAreSeen: planners that are wrong on purpose are caught.
+func TestFaultsAreSeen(t *testing.T) {
 	for _, c := range []struct {
 		name, want string
-		check      func(
-			topology.View, *topology.Range, schedule.Target, schedule.Load,
-		) (*operator.Operator, string)
-		allow bool
+		plan       func(topology.View, operator.Flight) schedule.Plan
 	}{
-		{
-			name: "removes before it adds", want: "leaves 2 of 2 voters, there were 3 of 3",
-			check: move(operator.Remove, operator.AddLearner), allow: true,
-		},
-		{
-			name: "there and back", want: "comes back to store",
-			check: move(operator.AddLearner, operator.Remove),
-		},
+		{"removes before it adds", "leaves 2 of 2 voters, there were 3 of 3", badPlan(2, 0, 1)},
+		{"there and back", "comes back to store", badPlan(0, 1, 2)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			x := New(Options{Seed: 1, Stores: 4, Ranges: 8})
-			x.check = c.check
-			if c.allow {
-				x.allow = func(topology.View, *topology.Range, operator.Step) string { return "" }
-			}
+			x.plan = c.plan
+			x.allow = func(topology.View, *topology.Range, operator.Step) string { return "" }
 			x.Elapse(10 * time.Minute)
 			if !strings.Contains(strings.Join(x.Faults(), "\n"), c.want) {
 				t.Errorf("not seen: %q in %q", c.want, x.Faults())

@@ -18,7 +18,8 @@ const (
 	silentHeartbeats = 5
 	missingAfter     = time.Minute
 	scheduleAfter    = 30 * time.Second
-	operatorTimeout  = 10 * time.Minute
+	operatorTimeout  = 2 * time.Minute
+	highWaterPercent = 80
 	maxSplits        = 32
 	maxOperators     = 1000
 	persistInterval  = time.Second
@@ -34,7 +35,7 @@ type placer struct {
 	epoch     uint64
 	// persisted is what outlives this leadership.
 	persisted map[uint64]*metapb.Range
-	verdicts  map[uint64]string
+	verdicts  []schedule.Verdict
 	// records are what was said of the stores last, rendered.
 	records      map[uint64]*pdpb.StoreRecord
 	lastOperator string
@@ -47,7 +48,7 @@ func (c *Cluster) ChangeLeader() {
 	old := c.pd
 	p := &placer{
 		c: c, began: c.now, epoch: 1, persisted: map[uint64]*metapb.Range{},
-		records: map[uint64]*pdpb.StoreRecord{}, verdicts: map[uint64]string{},
+		records: map[uint64]*pdpb.StoreRecord{},
 	}
 	var ranges []*metapb.Range
 	if old != nil {
@@ -61,8 +62,8 @@ func (c *Cluster) ChangeLeader() {
 	}
 	p.topology = topology.New(c.now, p.storeRecords(), ranges)
 	p.operators = operator.NewController(operator.Limits{
-		StoreImages: c.o.StoreImages, StepTimeout: operatorTimeout,
-		Splits: maxSplits, Operators: maxOperators,
+		StoreMoves: c.o.StoreMoves, LeaderTransfers: c.o.LeaderTransfers,
+		Splits: maxSplits, Operators: maxOperators, StepTimeout: operatorTimeout,
 	}, p.epoch<<32)
 	p.leading = &service.Leading{Topology: p.topology, Operators: p.operators}
 	service.New(service.Options{}).Lead(p.leading)
@@ -146,6 +147,8 @@ func (p *placer) view() topology.View {
 	v.SilentAfter = silentHeartbeats * p.c.o.Heartbeat
 	v.MissingAfter, v.StaleAfter = missingAfter, max(p.c.o.StoreDownAfter, time.Minute)
 	v.Replicas, v.SplitSizeBytes = p.c.o.Replicas, p.c.o.SplitSizeBytes
+	v.LocationLabels, v.Rules = p.c.o.LocationLabels, p.c.o.Rules
+	v.HighWaterPercent, v.TolerancePercent = highWaterPercent, p.c.o.TolerancePercent
 	return v
 }
 
@@ -175,26 +178,22 @@ func (p *placer) waits(v topology.View) bool {
 }
 
 func (p *placer) plan(v topology.View) {
-	clear(p.verdicts)
-	load, target := schedule.Load{}, schedule.TargetOf(v)
-	for _, r := range v.Ranges {
-		id := r.Range.GetRangeId()
-		if p.operators.Busy(id) {
-			continue
-		}
-		op, why := p.c.check(v, r, target, load)
-		if op != nil {
-			why = p.admit(op, r)
-		}
-		if why != "" {
-			p.verdicts[id] = why
+	plan := p.c.plan(v, p.operators.Flight())
+	p.verdicts = plan.Verdicts
+	for _, op := range plan.Operators {
+		if why := p.admit(op); why != "" {
+			p.verdicts = append(p.verdicts, schedule.Verdict{RangeID: op.RangeID, Reason: why})
 		}
 	}
 }
 
-func (p *placer) admit(op *operator.Operator, r *topology.Range) string {
+func (p *placer) admit(op *operator.Operator) string {
 	if why := p.operators.Room(op); why != "" {
 		return why
+	}
+	r := p.topology.Range(op.RangeID)
+	if r == nil {
+		return "the range is gone"
 	}
 	named := map[uint64]uint64{}
 	for i, s := range op.Steps {
@@ -224,12 +223,8 @@ func (p *placer) busyWith() string {
 		out += fmt.Sprintf("\n  range %d at step %d of %v: %s, for %d ms", o.GetRangeId(),
 			o.GetCurrent(), o.GetSteps(), o.GetReason(), o.GetAgeMs())
 	}
-	n := 0
-	for _, r := range p.c.ranges {
-		if why := p.verdicts[r.desc.GetRangeId()]; why != "" && n < 3 {
-			n++
-			out += fmt.Sprintf("\n  range %d: %s", r.desc.GetRangeId(), why)
-		}
+	for _, w := range p.verdicts[:min(3, len(p.verdicts))] {
+		out += fmt.Sprintf("\n  range %d, store %d, %s: %s", w.RangeID, w.StoreID, w.By, w)
 	}
 	return out
 }

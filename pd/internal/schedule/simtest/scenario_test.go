@@ -139,10 +139,10 @@ func (x *trial) movesWithin(factor float64, least int) {
 func (x *trial) any() uint64 { return x.storeIDs()[x.rnd.IntN(len(x.stores))] }
 
 // repairTime bounds how long n replicas take to move: images of 64 MiB on
-// average, and what the steps of an operator take, in StoreImages at a time.
+// average, and what the steps of an operator take, in StoreMoves at a time.
 func (x *trial) repairTime(n int) time.Duration {
 	image := time.Duration(x.o.RangeSizeBytes * uint64(time.Second) / x.o.ImageBytesPerSecond)
-	return 2*time.Minute + time.Duration(n)*(8*x.Pass/time.Duration(x.o.StoreImages)+2*image)
+	return 2*time.Minute + time.Duration(n)*(8*x.Pass/time.Duration(x.o.StoreMoves)+2*image)
 }
 
 func lostStore(x *trial) {
@@ -234,9 +234,10 @@ func leaderChange(x *trial) {
 		x.Elapse(time.Duration(x.rnd.Int64N(int64(time.Minute))))
 		x.ChangeLeader()
 	}
+	x.Elapse(x.o.StoreDownAfter) // a new leader takes the lost store for one that may come
 	x.settle(x.repairTime(n))
 	x.whole()
-	x.movesWithin(1.2, n)
+	x.movesWithin(1, n)
 }
 
 func growth(x *trial) {

@@ -219,7 +219,8 @@ func (c *Cluster) rangeReport(r *vrange) *pdpb.RangeReport {
 		},
 		ReadOps:  r.readOps + uint64(seconds*float64(r.reads)),
 		WriteOps: r.writeOps + uint64(seconds*float64(r.writes)),
-		Health:   make([]*pdpb.ReplicaHealth, 0, len(r.desc.GetReplicas())),
+		ReadRate: r.reads, WriteRate: r.writes,
+		Health: make([]*pdpb.ReplicaHealth, 0, len(r.desc.GetReplicas())),
 	}
 	for _, m := range r.desc.GetReplicas() {
 		out.Health = append(out.Health, &pdpb.ReplicaHealth{
@@ -311,11 +312,11 @@ func (s *store) receive(p *replica) {
 		return
 	}
 	s.images[id] = true
-	if n := len(s.images); n > s.c.o.StoreImages {
+	if n := len(s.images); n > s.c.o.StoreMoves {
 		s.c.fault("store %d receives %d images, the limit is %d", s.record.GetStoreId(), n,
-			s.c.o.StoreImages)
+			s.c.o.StoreMoves)
 	}
-	rate := s.c.o.ImageBytesPerSecond / uint64(s.c.o.StoreImages)
+	rate := s.c.o.ImageBytesPerSecond / uint64(s.c.o.StoreMoves)
 	took := 300*time.Millisecond + time.Duration(p.r.size*uint64(time.Second)/rate)
 	life := s.life
 	s.c.after(took, func() {
