@@ -70,6 +70,8 @@ var rooms = map[string]string{
 		"pd/internal/topology pd/internal/service",
 	"pd/internal/service": "pd/internal/meta pd/internal/topology pd/internal/operator " +
 		"pd/internal/tso pd/internal/safepoint pd/internal/schedule pd/internal/settings",
+
+	"tools/ridge/internal/bench": "",
 }
 
 // exceptions are single edges that the tables above forbid, with the reason.

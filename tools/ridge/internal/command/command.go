@@ -88,7 +88,7 @@ func newRoot(began *bool) *cobra.Command {
 	root.AddCommand(
 		newDev(), newPD(), newStore(),
 		newGet(), newPut(), newDelete(), newCAS(), newScan(), newLoad(), newDump(),
-		newRange(), newOperator(), newSchedule(), newConfig(), newStatus(), newVersion(),
+		newRange(), newOperator(), newSchedule(), newConfig(), newStatus(), newBench(), newVersion(),
 	)
 	return root
 }

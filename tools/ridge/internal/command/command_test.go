@@ -68,6 +68,15 @@ func TestExitCodes(t *testing.T) {
 		{"pd --replicas 2", 2, ""},
 		{"store --tls-ca ca.pem", 2, "belong together"},
 		{"dev --stores 0", 2, "too small"},
+		{"bench", 2, "needs a subcommand"},
+		{"bench run", 2, "--workload \"\": choose one of a, b, c"},
+		{"bench run -w a --callers 0 --keys 0", 2, "--keys 0: from 1"},
+		{"bench run -w a --presplit -1", 2, "--presplit -1"},
+		{"bench run -w a --progress often", 2, "--progress \"often\""},
+		{"bench run -w a --duration 0", 2, "would not end"},
+		{"bench run -w a --pd 127.0.0.1:1 --timeout 50ms", 1, ""},
+		{"bench load --batch-size 0", 2, "--batch-size 0: from 1"},
+		{"bench clean --prefix=", 2, "every key of the cluster"},
 	} {
 		code, out, errOut := ridge(t, strings.Fields(c.args)...)
 		if code != c.code || !strings.Contains(out+errOut, c.words) {
