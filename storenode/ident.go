@@ -52,8 +52,17 @@ func filled(dir string) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("storenode: look at %s: %w", dir, err)
 	}
-	return len(entries) > 0, nil
+	for _, e := range entries {
+		if e.Name() != lostAndFound {
+			return true, nil
+		}
+	}
+	return false, nil
 }
+
+// lostAndFound is in the root of every ext4 file system: either half may be
+// one.
+const lostAndFound = "lost+found"
 
 // create makes both directories. They exist before the identity is written, so
 // that a missing one was taken away.

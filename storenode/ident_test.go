@@ -127,6 +127,10 @@ func TestHalves(t *testing.T) {
 			t.Fatal(err)
 		}
 		for dir, fill := range map[string]bool{dirs.engine: c.engine, dirs.log: c.log} {
+			// Each half may be a file system of its own.
+			if err := os.Mkdir(filepath.Join(dir, lostAndFound), 0o700); err != nil {
+				t.Fatal(err)
+			}
 			if !fill {
 				continue
 			}

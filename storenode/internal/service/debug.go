@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
+
+	"golang.org/x/sync/semaphore"
 
 	"github.com/ridgekv/ridge/proto/errs"
 	logpb "github.com/ridgekv/ridge/proto/ridge/log/v1"
@@ -42,6 +45,26 @@ type Store struct {
 	Leases    Leases
 	Children  Children
 	Hand      Hand
+
+	sums checksumTurns
+}
+
+// checksumTurns bounds how many ranges are read through at a time for those who
+// ask for checksums; the others wait.
+type checksumTurns struct {
+	once  sync.Once
+	turns *semaphore.Weighted
+}
+
+// maxChecksums leaves the disk to those who read and write.
+const maxChecksums = 2
+
+func (c *checksumTurns) take(ctx context.Context) (release func(), err error) {
+	c.once.Do(func() { c.turns = semaphore.NewWeighted(maxChecksums) })
+	if err := c.turns.Acquire(ctx, 1); err != nil {
+		return nil, err
+	}
+	return func() { c.turns.Release(1) }, nil
 }
 
 // Status implements StoreService.
@@ -161,6 +184,11 @@ func (s *Store) Checksum(
 	if err != nil {
 		return nil, err
 	}
+	release, err := s.sums.take(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	for range tries {
 		out, err := s.checksumOnce(ctx, r)
 		if !errors.Is(err, errMoving) {
