@@ -59,7 +59,10 @@ func TestBench(t *testing.T) {
 	c.Run(t, 0, "put", "bench0", "above") // '0' comes behind '/'
 	loaded := c.Run(t, 0, "bench", "load", "--keys", "5000", "--presplit", fmt.Sprint(n),
 		"--batch-size", "700")
-	contains(t, loaded, "4 ranges; led by", "loaded 5,000 keys of 128 B")
+	contains(t, loaded, "4 ranges; led by store 1: ", "loaded 5,000 keys of 128 B")
+	if strings.Contains(loaded.Err, "unevenly") {
+		t.Errorf("the leaders are not spread: %s", loaded)
+	}
 	checkBenchRanges(t, c, n)
 
 	for _, w := range strings.Fields("a b c d e f read write scan batch batch-read batch-write hot") {

@@ -9,6 +9,9 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
+	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -190,5 +193,32 @@ func TestKeyspace(t *testing.T) {
 	}
 	if got := halving(bounds); len(got) != len(bounds) || !bytes.Equal(got[0], bounds[parts/2]) {
 		t.Errorf("halving begins at %q", got[0])
+	}
+}
+
+// TestEvening: moves go to voters on stores that are up, and leave no store
+// with two leaders more than another.
+func TestEvening(t *testing.T) {
+	leaders := map[uint64]int{1: 16, 2: 0, 3: 0, 4: 0} // 4 holds no replica
+	var routes []*pdpb.Route
+	for i := range uint64(16) {
+		routes = append(routes, &pdpb.Route{
+			Leader: &metapb.Leader{StoreId: 1},
+			Range: &metapb.Range{RangeId: i + 1, Replicas: []*metapb.Replica{
+				{StoreId: 1, Role: metapb.Role_ROLE_VOTER},
+				{StoreId: 2, Role: metapb.Role_ROLE_VOTER},
+				{StoreId: 3, Role: metapb.Role_ROLE_VOTER},
+				{StoreId: 4, Role: metapb.Role_ROLE_LEARNER},
+				{StoreId: 5, Role: metapb.Role_ROLE_VOTER}, // it is down
+			}},
+		})
+	}
+	for _, m := range evening(leaders, routes) {
+		leaders[1]--
+		leaders[m.store]++
+	}
+	if leaders[1] < 5 || leaders[1] > 6 || leaders[2]+leaders[3] != 16-leaders[1] || leaders[4]+leaders[5] != 0 ||
+		leaders[2] < 5 || leaders[3] < 5 {
+		t.Errorf("leaders %v", leaders)
 	}
 }

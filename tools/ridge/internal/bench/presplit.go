@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -20,8 +21,11 @@ const (
 	// splitsAtOnce bounds the splits that wait for each other.
 	splitsAtOnce = 8
 	lookEvery    = 50 * time.Millisecond
+	// moveEvery is how long PD is given to move leaders by itself, or to do what
+	// it was asked to, before it is asked again.
+	moveEvery = time.Second
 	// settled is how long the leaders may stay where they are, unevenly, before
-	// that counts as all that PD does.
+	// that counts as all that can be done.
 	settled = 5 * time.Second
 )
 
@@ -46,14 +50,15 @@ func (s Spread) String() string {
 		text += fmt.Sprintf(" store %d: %d", id, s.Leaders[id])
 	}
 	if !s.Even {
-		text += " (unevenly; PD moves no more)"
+		text += " (unevenly, and nothing moves)"
 	}
 	return text
 }
 
 // Presplit cuts the keyspace of prefix into n ranges of equal share, and off
-// from its neighbours. It waits until every range is led, and until the leaders
-// are spread evenly or stay where they are.
+// from its neighbours. It waits until every range is led and the leaders are
+// spread evenly; when PD does not spread them by itself it is asked to, range by
+// range. When nothing moves any more the spread is what it is.
 func Presplit(ctx context.Context, pd *pdclient.Client, prefix string, n int) (Spread, error) {
 	if n < 1 || n > MaxRanges {
 		return Spread{}, fmt.Errorf("--presplit %d: from 1 to %d", n, MaxRanges)
@@ -121,10 +126,11 @@ func pause(ctx context.Context) error {
 
 func awaitSpread(ctx context.Context, pd *pdclient.Client, span keys.Span) (Spread, error) {
 	var last string
-	since := time.Now()
+	since, asked := time.Now(), time.Now()
 	for {
-		s, led, err := look(ctx, pd, span)
-		if err == nil && led && s.Even {
+		s, routes, err := look(ctx, pd, span)
+		led := err == nil && s.Leaders[0] == 0
+		if led && s.Even {
 			return s, nil
 		}
 		if now := s.String(); err != nil || now != last {
@@ -133,43 +139,72 @@ func awaitSpread(ctx context.Context, pd *pdclient.Client, span keys.Span) (Spre
 		if led && time.Since(since) > settled {
 			return s, nil
 		}
+		if led && time.Since(since) > moveEvery && time.Since(asked) > moveEvery {
+			asked = time.Now()
+			for _, m := range evening(s.Leaders, routes) {
+				// A refusal is no fault: another change may be under way.
+				_, _ = pd.MoveLeader(ctx, m.rangeID, m.store)
+			}
+		}
 		if e := pause(ctx); e != nil {
 			return s, fmt.Errorf("bench: not every range is led yet: %w", errors.Join(e, err))
 		}
 	}
 }
 
-// look counts leaders. led tells that every range has one.
+// move asks for another leader.
+type move struct{ rangeID, store uint64 }
+
+// evening returns the moves that leave no store with two leaders more than
+// another, as far as replicas are there.
+func evening(leaders map[uint64]int, routes []*pdpb.Route) []move {
+	count := maps.Clone(leaders)
+	var out []move
+	for _, r := range routes {
+		from, best := r.GetLeader().GetStoreId(), uint64(0)
+		for _, p := range r.GetRange().GetReplicas() {
+			n, up := count[p.GetStoreId()]
+			if up && p.GetRole() == metapb.Role_ROLE_VOTER && n <= count[from]-2 &&
+				(best == 0 || n < count[best]) {
+				best = p.GetStoreId()
+			}
+		}
+		if best != 0 {
+			count[from]--
+			count[best]++
+			out = append(out, move{r.GetRange().GetRangeId(), best})
+		}
+	}
+	return out
+}
+
+// look counts leaders; ranges without one are counted at store 0.
 func look(
 	ctx context.Context, pd *pdclient.Client, span keys.Span,
-) (s Spread, led bool, err error) {
+) (s Spread, routes []*pdpb.Route, err error) {
 	s.Leaders = map[uint64]int{}
 	stores, err := pd.ListStores(ctx)
 	if err != nil {
-		return s, false, err
+		return s, nil, err
 	}
 	for _, one := range stores.GetStores() {
 		if one.GetStore().GetState() == metapb.StoreState_STORE_STATE_UP {
 			s.Leaders[one.GetStore().GetStoreId()] = 0
 		}
 	}
-	routes, err := routesOf(ctx, pd, span)
-	if err != nil {
-		return s, false, err
+	if routes, err = routesOf(ctx, pd, span); err != nil {
+		return s, nil, err
 	}
-	led = len(routes) > 0
 	for _, r := range routes {
 		s.Ranges++
-		id := r.GetLeader().GetStoreId()
-		led = led && id != 0
-		s.Leaders[id]++
+		s.Leaders[r.GetLeader().GetStoreId()]++
 	}
 	low, high := s.Ranges, 0
 	for _, n := range s.Leaders {
 		low, high = min(low, n), max(high, n)
 	}
-	s.Even = high-low <= 1
-	return s, led, nil
+	s.Even = s.Ranges > 0 && high-low <= 1
+	return s, routes, nil
 }
 
 func routesOf(

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"runtime/pprof"
 	"sync"
 	"time"
 
@@ -42,6 +43,7 @@ type benchmark struct {
 	presplit int
 	wait     time.Duration
 	progress string
+	profile  string
 	// failOnError makes a failed operation a failure of the command.
 	failOnError bool
 }
@@ -56,6 +58,8 @@ func (b *benchmark) addFlags(cmd *cobra.Command) {
 	f.DurationVar(&b.wait, "presplit-timeout", 2*time.Minute, "how long --presplit may take")
 	f.StringVar(&b.progress, "progress", "auto",
 		"a line a second on stderr (auto|always|never); auto is not with -o json and no terminal")
+	f.StringVar(&b.profile, "cpu-profile", "",
+		"write a CPU profile of this process, which is the client, to a file")
 	_ = cmd.RegisterFlagCompletionFunc("progress",
 		cobra.FixedCompletions([]string{"auto", "always", "never"}, cobra.ShellCompDirectiveNoFileComp))
 }
@@ -213,7 +217,9 @@ func (b *benchmark) run(cmd *cobra.Command) error {
 	fresh, cancel := context.WithCancel(ctx)
 	defer cancel()
 	wg.Go(func() { target.Run(fresh) })
-	report, err := bench.Run(ctx, b.config, target, tell)
+	report, err := b.profiled(func() (*bench.Report, error) {
+		return bench.Run(ctx, b.config, target, tell)
+	})
 	if err != nil {
 		return err
 	}
@@ -221,6 +227,23 @@ func (b *benchmark) run(cmd *cobra.Command) error {
 		return err
 	}
 	return b.verdict(report)
+}
+
+// profiled runs body, and writes a profile if that is wanted.
+func (b *benchmark) profiled(body func() (*bench.Report, error)) (*bench.Report, error) {
+	if b.profile == "" {
+		return body()
+	}
+	f, err := os.Create(b.profile)
+	if err != nil {
+		return nil, fmt.Errorf("--cpu-profile: %w", err)
+	}
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return nil, errors.Join(fmt.Errorf("--cpu-profile: %w", err), f.Close())
+	}
+	report, err := body()
+	pprof.StopCPUProfile()
+	return report, errors.Join(err, f.Close())
 }
 
 // prepare splits, if that is wanted.
