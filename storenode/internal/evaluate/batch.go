@@ -17,21 +17,37 @@ import (
 type batch struct {
 	number    uint64
 	commitTS  ts.Timestamp
-	effects   []apply.Effect
-	at        map[string]int // key → effect; the last one of a key wins
+	effects   []apply.Effect // the last one of a key wins
 	sizeBytes int
 	items     []item
+	// at finds the last effect of a key among the first indexed effects. It is
+	// made when somebody asks: puts and deletes do not.
+	at      map[string]int
+	indexed int
 }
 
-// overlayRow is what an entry that is not yet applied makes of a key.
-type overlayRow struct {
-	number uint64
-	row    engine.Row
+// find is what b makes of key, if anything.
+func (b *batch) find(key []byte) (engine.Row, bool) {
+	if b.at == nil {
+		b.at = make(map[string]int, len(b.effects))
+	}
+	for ; b.indexed < len(b.effects); b.indexed++ {
+		b.at[string(b.effects[b.indexed].Key)] = b.indexed
+	}
+	i, ok := b.at[string(key)]
+	if !ok {
+		return engine.Row{}, false
+	}
+	e := b.effects[i]
+	return engine.Row{
+		CommitTS: b.commitTS, ExpiresAt: e.ExpiresAt, Value: e.Value, Deleted: e.Delete,
+	}, true
 }
 
 // item is a request, or part of a BulkWrite, whose effects are in an entry.
 type item struct {
-	c    *call
+	c *call
+	// resp is the answer; nil for a Put or Delete, which are told commitTS.
 	resp *kvpb.Response
 	// part is how many mutations of a BulkWrite the entry holds; 0 for others.
 	part     int
@@ -50,6 +66,9 @@ type bulkProgress struct {
 // applied answers a request whose entry is applied.
 func (it item) applied() {
 	if it.part == 0 {
+		if it.resp == nil {
+			it.resp = committed(it.c.kind, it.commitTS)
+		}
 		it.c.answer(it.resp)
 		return
 	}
@@ -62,6 +81,26 @@ func (it item) applied() {
 			AppliedCount: uint64(b.applied), CommitTs: uint64(b.commitTS),
 		}}})
 	}
+}
+
+// committed is the answer to a Put or a Delete, in one allocation.
+func committed(k Kind, at ts.Timestamp) *kvpb.Response {
+	if k == KindPut {
+		var a struct {
+			resp kvpb.Response
+			body kvpb.Response_Put
+			put  kvpb.PutResponse
+		}
+		a.put.CommitTs, a.body.Put, a.resp.Body = uint64(at), &a.put, &a.body
+		return &a.resp
+	}
+	var a struct {
+		resp kvpb.Response
+		body kvpb.Response_Delete
+		del  kvpb.DeleteResponse
+	}
+	a.del.CommitTs, a.body.Delete, a.resp.Body = uint64(at), &a.del, &a.body
+	return &a.resp
 }
 
 // candidate is the commit_ts that a batch opened now would get.
@@ -86,8 +125,10 @@ func (w *worker) openBatch(commitTS ts.Timestamp) bool {
 	w.mu.lastWrite = commitTS
 	w.mu.assigned++
 	w.open = &batch{
-		number: w.mu.assigned, commitTS: commitTS,
-		at: make(map[string]int), sizeBytes: apply.EntryOverheadBytes,
+		number: w.mu.assigned, commitTS: commitTS, sizeBytes: apply.EntryOverheadBytes,
+	}
+	if n := min(len(w.mu.queue), keys.MaxEntryKeys); n > 1 {
+		w.open.effects, w.open.items = make([]apply.Effect, 0, n), make([]item, 0, n)
 	}
 	return true
 }
@@ -104,23 +145,13 @@ func (b *batch) fits(effects []apply.Effect) bool {
 	return size <= keys.MaxEntrySizeBytes && len(b.effects)+len(effects) <= keys.MaxEntryKeys
 }
 
-// add puts the effects of one request into the open batch and the overlay.
+// add puts the effects of one request into the open batch.
 func (w *worker) add(effects []apply.Effect, it item) {
 	b := w.open
 	for _, e := range effects {
-		k := string(e.Key)
-		if i, ok := b.at[k]; ok {
-			b.sizeBytes += apply.EffectSizeBytes(e) - apply.EffectSizeBytes(b.effects[i])
-			b.effects[i] = e
-		} else {
-			b.at[k] = len(b.effects)
-			b.effects = append(b.effects, e)
-			b.sizeBytes += apply.EffectSizeBytes(e)
-		}
-		w.overlay[k] = overlayRow{number: b.number, row: engine.Row{
-			CommitTS: b.commitTS, ExpiresAt: e.ExpiresAt, Value: e.Value, Deleted: e.Delete,
-		}}
+		b.sizeBytes += apply.EffectSizeBytes(e)
 	}
+	b.effects = append(b.effects, effects...)
 	it.commitTS = b.commitTS
 	if it.part > 0 {
 		it.c.bulk.flying++
@@ -132,23 +163,37 @@ func (w *worker) add(effects []apply.Effect, it item) {
 func (w *worker) closeBatch(st *catalog.State) {
 	b := w.open
 	w.open = nil
-	f := &flight{number: b.number, kind: apply.KindWrite, items: b.items}
-	f.keys = make([]string, 0, len(b.at))
-	for k := range b.at {
-		f.keys = append(f.keys, k)
-	}
+	f := &flight{number: b.number, kind: apply.KindWrite, items: b.items, writes: b}
 	w.ev.metrics.batchWrites.Observe(float64(len(b.items)))
 	w.launch(f, st, func(h apply.Header) []byte {
 		return apply.EncodeWrite(h, b.commitTS, b.effects)
 	})
 }
 
+// inFlight is what the newest of the undecided entries that touches key makes of
+// it: the overlay.
+func (w *worker) inFlight(key []byte) (engine.Row, bool) {
+	if w.open != nil {
+		if row, ok := w.open.find(key); ok {
+			return row, true
+		}
+	}
+	for i := len(w.flights) - 1; i >= 0; i-- {
+		if b := w.flights[i].writes; b != nil {
+			if row, ok := b.find(key); ok {
+				return row, true
+			}
+		}
+	}
+	return engine.Row{}, false
+}
+
 // lookup is the row of key as evaluation sees it: what is in flight on top of
 // what is applied. The overlay is asked first and the view taken second; a row
 // leaves the overlay only after it is visible.
 func (w *worker) lookup(key []byte) (engine.Row, bool, error) {
-	if o, ok := w.overlay[string(key)]; ok {
-		return o.row, !o.row.Deleted, nil
+	if row, ok := w.inFlight(key); ok {
+		return row, !row.Deleted, nil
 	}
 	for {
 		st := w.rep.State()

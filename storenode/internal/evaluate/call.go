@@ -29,6 +29,8 @@ type call struct {
 	sizeBytes int
 	// queued: it stands in the worker's queue.
 	queued bool
+	// op is its place in a round, when it is a linearizable read.
+	op readOp
 	// bulk is the progress of a BulkWrite, sweep the rows of a sweep.
 	bulk  bulkProgress
 	sweep []sweepRow

@@ -232,6 +232,11 @@ func (ev *Evaluator) worker(rep *catalog.Replica) *worker {
 // Submit returns. It never blocks, and respond must not. header.range_id must
 // be set. A Scan is answered with one page.
 func (ev *Evaluator) Submit(req *kvpb.Request, respond func(*kvpb.Response)) {
+	ev.submit(req, respond, nil)
+}
+
+// submit is Submit; what it begins waits for the others of t.
+func (ev *Evaluator) submit(req *kvpb.Request, respond func(*kvpb.Response), t *together) {
 	c := newCall(req, respond)
 	ev.metrics.requests[c.kind].Inc()
 	w, err := ev.admitAtDoor(c)
@@ -242,13 +247,13 @@ func (ev *Evaluator) Submit(req *kvpb.Request, respond func(*kvpb.Response)) {
 	c.deadline = time.Now().Add(ev.patience(c.header))
 	switch {
 	case !c.kind.Write():
-		ev.submitRead(w, c)
+		ev.submitRead(w, c, t)
 	case c.token <= max(ev.deps.Clock.Limit(), ev.deps.Clock.Seen()):
 		if c.judgesTTL() && w.rep.State().HasTTL() {
-			ev.oracle.freshen(func() { w.enqueue(c) })
+			ev.oracle.freshen(func() { w.enqueue(c, nil) })
 			return
 		}
-		w.enqueue(c)
+		w.enqueue(c, t)
 	default:
 		ev.oracle.ask(func(t ts.Timestamp, err error) {
 			switch {
@@ -257,7 +262,7 @@ func (ev *Evaluator) Submit(req *kvpb.Request, respond func(*kvpb.Response)) {
 			case c.token > t:
 				c.fail(errs.InvalidArgument{Field: "token", Reason: "lies in the future"})
 			default:
-				w.enqueue(c)
+				w.enqueue(c, nil)
 			}
 		})
 	}
@@ -314,7 +319,7 @@ func (ev *Evaluator) patience(h *kvpb.Header) time.Duration {
 	return min(time.Duration(h.GetTimeoutMs())*time.Millisecond, ev.timing.requestMax)
 }
 
-func (ev *Evaluator) submitRead(w *worker, c *call) {
+func (ev *Evaluator) submitRead(w *worker, c *call, t *together) {
 	if w.pending.Add(1) > int64(ev.limits.PendingReads) {
 		w.pending.Add(-1)
 		ev.metrics.refusals.WithLabelValues("reads").Inc()
@@ -322,11 +327,11 @@ func (ev *Evaluator) submitRead(w *worker, c *call) {
 		return
 	}
 	c.finished = func() { w.pending.Add(-1) }
-	w.startRead(c)
+	w.startRead(c, t)
 }
 
 // enqueue puts a write into the queue, which is bounded.
-func (w *worker) enqueue(c *call) {
+func (w *worker) enqueue(c *call, t *together) {
 	l := w.ev.limits
 	w.mu.Lock()
 	err := w.mu.closed
@@ -348,7 +353,7 @@ func (w *worker) enqueue(c *call) {
 		c.fail(err)
 		return
 	}
-	w.ring()
+	t.ring(w)
 }
 
 // Stats returns the counters of a range.

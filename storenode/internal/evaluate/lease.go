@@ -67,7 +67,6 @@ func (w *worker) adopt(now time.Time, st *catalog.State, applied catalog.Applied
 		w.broken = true
 		return
 	}
-	clear(w.overlay)
 	w.open, w.broken, w.restUntil = nil, false, time.Time{}
 	w.ready, w.readyBound = own, st.ReadBound()
 	w.readyAt = now.Add(w.ev.timing.boundStep + w.ev.timing.boundStep/10)
@@ -110,7 +109,6 @@ func (w *worker) abandon(why string) {
 func (w *worker) leave(f fate) {
 	flights := w.flights
 	w.flights, w.open, w.ready, w.broken = nil, nil, false, false
-	clear(w.overlay)
 	w.mu.Lock()
 	waiters := w.mu.waiters
 	w.mu.waiters = nil

@@ -20,9 +20,10 @@ type flight struct {
 	kind   apply.Kind
 	// cmd is proposed byte for byte the same every time.
 	cmd []byte
-	// items are the requests whose effects it holds, keys their keys.
-	items []item
-	keys  []string
+	// items are the requests whose effects it holds, writes the batch they were
+	// gathered in; nil for an entry that is no write.
+	items  []item
+	writes *batch
 	// done is told the fate of an entry that is no write.
 	done func(fate, string)
 
@@ -160,7 +161,6 @@ func (w *worker) settleThrough(number uint64) {
 	}
 	w.mu.Unlock()
 	for _, f := range settled {
-		f.forget(w.overlay)
 		how := fateApplied
 		if f.refused != "" {
 			how = fateRefused
@@ -169,15 +169,6 @@ func (w *worker) settleThrough(number uint64) {
 	}
 	for _, x := range ready {
 		x.fn(x.at, nil)
-	}
-}
-
-// forget drops the effects of f from the overlay: the engine shows them now.
-func (f *flight) forget(overlay map[string]overlayRow) {
-	for _, k := range f.keys {
-		if overlay[k].number == f.number {
-			delete(overlay, k)
-		}
 	}
 }
 

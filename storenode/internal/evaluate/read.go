@@ -26,14 +26,15 @@ type readPlan struct {
 }
 
 // startRead sends a read on its way by its consistency level.
-func (w *worker) startRead(c *call) {
+func (w *worker) startRead(c *call, t *together) {
 	switch {
 	case c.snapshot():
 		w.startSnapshot(c)
 	case c.stale():
 		w.startStale(c)
 	default:
-		w.reads.join(&readOp{c: c})
+		c.op.c = c
+		t.join(w, &c.op)
 	}
 }
 

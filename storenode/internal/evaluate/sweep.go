@@ -96,7 +96,7 @@ func (w *worker) submitSweep(ctx context.Context, rows []sweepRow) bool {
 		c.keys = append(c.keys, r.key)
 		c.sizeBytes += len(r.key)
 	}
-	w.enqueue(c)
+	w.enqueue(c, nil)
 	select {
 	case ok := <-done:
 		if ok {

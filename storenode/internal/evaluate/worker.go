@@ -10,6 +10,7 @@ import (
 	"github.com/ridgekv/ridge/proto/errs"
 	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	"github.com/ridgekv/ridge/proto/ts"
+	"github.com/ridgekv/ridge/storenode/internal/apply"
 	"github.com/ridgekv/ridge/storenode/internal/catalog"
 	"github.com/ridgekv/ridge/storenode/internal/raft"
 )
@@ -65,9 +66,12 @@ type worker struct {
 		blocked []waiter
 	}
 
+	// flights are the undecided entries, oldest first; those of writes, and the
+	// open batch, are the overlay.
 	flights []*flight
-	overlay map[string]overlayRow
 	open    *batch
+	// one holds the effect of the Put or Delete that is being evaluated.
+	one [1]apply.Effect
 
 	// lastTenure is the newest tenure ever held.
 	lastTenure uint64
@@ -96,7 +100,6 @@ func newWorker(ev *Evaluator, rep *catalog.Replica) *worker {
 		ev: ev, rep: rep, rangeID: rep.RangeID(), replicaID: rep.State().ReplicaID(),
 		nonce: rand.Uint64() | 1,
 		bell:  make(chan struct{}, 1), stop: make(chan struct{}),
-		overlay: make(map[string]overlayRow),
 	}
 	w.log = ev.log.With("range", w.rangeID, "replica", w.replicaID)
 	w.reads.w = w

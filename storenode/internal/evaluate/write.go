@@ -48,23 +48,22 @@ const (
 
 // fill gathers one entry and proposes it. It reports whether it did.
 func (w *worker) fill(now time.Time, st *catalog.State) bool {
-	for {
-		c := w.head()
-		if c == nil {
-			break
-		}
+	// Others only append to the queue, so what is there now stays as it is.
+	w.mu.Lock()
+	waiting := w.mu.queue
+	w.mu.Unlock()
+	n := 0
+	for _, c := range waiting {
 		if c.answered.Load() || c.expired(now) {
 			w.failQueued(c, errDeadline)
-			w.pop(c)
-			continue
+		} else if w.take(c, st) != taken {
+			break
 		}
+		n++
+	}
+	w.pop(n)
+	if n > 0 || w.open != nil {
 		w.ev.deps.Clock.Want()
-		v := w.take(c, st)
-		if v == taken {
-			w.pop(c)
-			continue
-		}
-		break
 	}
 	if w.open == nil {
 		return false
@@ -73,23 +72,16 @@ func (w *worker) fill(now time.Time, st *catalog.State) bool {
 	return true
 }
 
-func (w *worker) head() *call {
+// pop takes the first n calls off the queue.
+func (w *worker) pop(n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.mu.queue) == 0 {
-		return nil
+	for _, c := range w.mu.queue[:n] {
+		w.mu.queuedBytes -= c.sizeBytes
+		c.queued = false
 	}
-	return w.mu.queue[0]
-}
-
-// pop takes c, which is the head, off the queue.
-func (w *worker) pop(c *call) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.mu.queue[0] = nil
-	w.mu.queue = w.mu.queue[1:]
-	w.mu.queuedBytes -= c.sizeBytes
-	c.queued = false
+	clear(w.mu.queue[:n])
+	w.mu.queue = w.mu.queue[n:]
 }
 
 // take evaluates one write.
@@ -148,7 +140,8 @@ func (w *worker) admitWrite(c *call, st *catalog.State) error {
 // decision is what a write comes to.
 type decision struct {
 	effects []apply.Effect
-	resp    *kvpb.Response
+	// resp is the answer; nil for a Put or Delete.
+	resp *kvpb.Response
 	// part is how many mutations of a BulkWrite are decided.
 	part int
 	// sawExpired: it depends on a row being expired at commit_ts.
@@ -162,15 +155,11 @@ func (w *worker) decideWrite(c *call, st *catalog.State, commitTS ts.Timestamp) 
 	born := w.born(commitTS)
 	switch b := c.req.GetBody().(type) {
 	case *kvpb.Request_Put:
-		d.effects = []apply.Effect{put(b.Put.GetKey(), b.Put.GetValue(), b.Put.GetTtlMs(), born)}
-		d.resp = &kvpb.Response{Body: &kvpb.Response_Put{
-			Put: &kvpb.PutResponse{CommitTs: uint64(commitTS)},
-		}}
+		w.one[0] = put(b.Put.GetKey(), b.Put.GetValue(), b.Put.GetTtlMs(), born)
+		d.effects = w.one[:]
 	case *kvpb.Request_Delete:
-		d.effects = []apply.Effect{{Key: b.Delete.GetKey(), Delete: true}}
-		d.resp = &kvpb.Response{Body: &kvpb.Response_Delete{
-			Delete: &kvpb.DeleteResponse{CommitTs: uint64(commitTS)},
-		}}
+		w.one[0] = apply.Effect{Key: b.Delete.GetKey(), Delete: true}
+		d.effects = w.one[:]
 	case *kvpb.Request_BatchWrite:
 		d.effects = mutations(b.BatchWrite.GetMutations(), born)
 		d.resp = &kvpb.Response{Body: &kvpb.Response_BatchWrite{

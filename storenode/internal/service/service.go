@@ -18,6 +18,7 @@ import (
 	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	storepb "github.com/ridgekv/ridge/proto/ridge/store/v1"
 	"github.com/ridgekv/ridge/storenode/internal/catalog"
+	"github.com/ridgekv/ridge/storenode/internal/evaluate"
 )
 
 // APIVersion is what a stream's Hello must name.
@@ -27,6 +28,8 @@ const APIVersion = 1
 // Submit never blocks and calls respond exactly once.
 type Evaluator interface {
 	Submit(request *kvpb.Request, respond func(*kvpb.Response))
+	// SubmitAll is Submit for requests that came together.
+	SubmitAll(all []evaluate.Submission)
 }
 
 // Ranges tells what the door must know of the replicas of this store.

@@ -17,6 +17,7 @@ import (
 	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	storepb "github.com/ridgekv/ridge/proto/ridge/store/v1"
 	"github.com/ridgekv/ridge/storenode/internal/catalog"
+	"github.com/ridgekv/ridge/storenode/internal/evaluate"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -99,6 +100,12 @@ type fakeEvaluator struct {
 	// held are requests that are not answered yet, when hold is set.
 	hold bool
 	held []func()
+}
+
+func (f *fakeEvaluator) SubmitAll(all []evaluate.Submission) {
+	for _, s := range all {
+		f.Submit(s.Request, s.Respond)
+	}
 }
 
 func (f *fakeEvaluator) Submit(r *kvpb.Request, respond func(*kvpb.Response)) {

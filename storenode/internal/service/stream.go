@@ -8,6 +8,7 @@ import (
 	"github.com/ridgekv/ridge/proto/errs"
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
 	"github.com/ridgekv/ridge/proto/wire"
+	"github.com/ridgekv/ridge/storenode/internal/evaluate"
 )
 
 // maxMessageBytes is where a message of answers is cut. One answer may be
@@ -82,30 +83,37 @@ func (c *conversation) read(stream kvpb.KVService_StreamServer, m wire.Requests)
 	for {
 		c.s.metrics.requests.Add(float64(len(m.GetRequests())))
 		seats := make([]seat, len(m.GetRequests()))
+		admitted := make([]evaluate.Submission, 0, len(m.GetRequests()))
 		for i, r := range m.GetRequests() {
 			for c.seats.Load() >= 2*int64(c.s.o.StreamSeats) {
+				// Seats come free when what was admitted is answered.
+				c.submit(admitted)
+				admitted = admitted[len(admitted):]
 				select {
 				case <-c.room:
 				case <-stream.Context().Done():
 					return
 				}
 			}
-			c.accept(r, &seats[i])
+			if c.admit(r, &seats[i]) {
+				admitted = append(admitted, evaluate.Submission{Request: r, Respond: seats[i].answer})
+			}
 		}
+		c.submit(admitted)
 		if err := stream.RecvMsg(m); err != nil {
 			return
 		}
 	}
 }
 
-// accept climbs the ladder and hands one request on. Whatever happens, it is
-// answered once.
-func (c *conversation) accept(request *kvpb.Request, seat *seat) {
+// admit climbs the ladder with one request. It is answered when it is refused.
+func (c *conversation) admit(request *kvpb.Request, seat *seat) (admitted bool) {
 	size := sizeOf(request)
 	seat.c, seat.id, seat.bytes = c, request.GetId(), size
 	defer func() {
 		if p := recover(); p != nil {
 			seat.answer(c.s.panicked(request, p))
+			admitted = false
 		}
 	}()
 	c.seats.Add(1)
@@ -124,9 +132,25 @@ func (c *conversation) accept(request *kvpb.Request, seat *seat) {
 	}
 	if err != nil {
 		seat.answer(refusal(request.GetId(), err))
+		return false
+	}
+	return true
+}
+
+// submit hands requests on. Whatever happens, each of them is answered once:
+// after a panic nobody knows how far it came.
+func (c *conversation) submit(admitted []evaluate.Submission) {
+	if len(admitted) == 0 {
 		return
 	}
-	c.core.Evaluator.Submit(request, seat.answer)
+	defer func() {
+		if p := recover(); p != nil {
+			for _, s := range admitted {
+				s.Respond(c.s.panicked(s.Request, p))
+			}
+		}
+	}()
+	c.core.Evaluator.SubmitAll(admitted)
 }
 
 // load is the last rung.

@@ -1,0 +1,74 @@
+package evaluate
+
+import (
+	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
+)
+
+// Submission is a request and who is told its answer.
+type Submission struct {
+	Request *kvpb.Request
+	// Respond must not block.
+	Respond func(*kvpb.Response)
+}
+
+// SubmitAll is Submit for requests that came together. Of each range the
+// linearizable reads among them join one round, and its worker is woken once,
+// so that the writes become one entry.
+func (ev *Evaluator) SubmitAll(all []Submission) {
+	var t together
+	defer t.begin()
+	for _, s := range all {
+		ev.submit(s.Request, s.Respond, &t)
+	}
+}
+
+// together holds back what requests that came together would have begun one by
+// one.
+type together struct{ parts []part }
+
+// part is what waits at one worker.
+type part struct {
+	w     *worker
+	reads []*readOp
+	wake  bool
+}
+
+func (t *together) of(w *worker) *part {
+	for i := len(t.parts) - 1; i >= 0; i-- {
+		if t.parts[i].w == w {
+			return &t.parts[i]
+		}
+	}
+	t.parts = append(t.parts, part{w: w})
+	return &t.parts[len(t.parts)-1]
+}
+
+// ring wakes w when all are there; at once without t.
+func (t *together) ring(w *worker) {
+	if t == nil {
+		w.ring()
+		return
+	}
+	t.of(w).wake = true
+}
+
+// join lets op join the next round of w when all are there; at once without t.
+func (t *together) join(w *worker, op *readOp) {
+	if t == nil {
+		w.reads.join(op)
+		return
+	}
+	p := t.of(w)
+	p.reads = append(p.reads, op)
+}
+
+func (t *together) begin() {
+	for _, p := range t.parts {
+		if p.wake {
+			p.w.ring()
+		}
+		if len(p.reads) > 0 {
+			p.w.reads.join(p.reads...)
+		}
+	}
+}
