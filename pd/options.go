@@ -71,7 +71,7 @@ type Options struct {
 	// LocationLabels are the keys of store labels that name failure domains, the
 	// widest first: zone, rack, host. Default none: every store is one.
 	LocationLabels []string
-	// HighWaterPercent is how full a disk may be to receive replicas. Default 80.
+	// HighWaterPercent is how full a disk may be to receive replicas. Default 90.
 	HighWaterPercent int
 	// TolerancePercent is how far stores may lie apart, of the mean, before
 	// balancing begins. Default 5. Less moves more data for less.
@@ -117,7 +117,7 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.OperatorTimeout, 2*time.Minute)
 	setDefault(&o.StoreMoves, 4)
 	setDefault(&o.LeaderTransfers, 8)
-	setDefault(&o.HighWaterPercent, 80)
+	setDefault(&o.HighWaterPercent, 90)
 	setDefault(&o.TolerancePercent, 5)
 	setDefault(&o.Version, "dev")
 	setDefault(&o.Logger, slog.New(slog.DiscardHandler))

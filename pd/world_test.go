@@ -186,6 +186,9 @@ func (w *world) obey(ctx context.Context, c pdpb.PDServiceClient, id uint64, o *
 		if find(r, s.GetReplicaId()) != nil {
 			w.t.Errorf("a member is condemned: %v, %v", o, r)
 		}
+		if w.held[id][o.GetRangeId()] == s.GetReplicaId() {
+			delete(w.held[id], o.GetRangeId())
+		}
 		return
 	}
 	if w.leaders[o.GetRangeId()] != id || r.GetEpoch().GetConfig() != o.GetEpoch().GetConfig() {
@@ -205,11 +208,17 @@ func (w *world) obey(ctx context.Context, c pdpb.PDServiceClient, id uint64, o *
 	case *pdpb.Order_Promote:
 		find(next, s.Promote.GetReplicaId()).Role = metapb.Role_ROLE_VOTER
 	case *pdpb.Order_RemoveReplica:
+		gone := find(r, s.RemoveReplica.GetReplicaId())
+		if !w.stopped[gone.GetStoreId()] {
+			delete(w.held[gone.GetStoreId()], r.GetRangeId()) // it applies its own removal
+		}
 		next.Replicas = slices.DeleteFunc(next.Replicas, func(m *metapb.Replica) bool {
 			return m.GetReplicaId() == s.RemoveReplica.GetReplicaId()
 		})
 	case *pdpb.Order_TransferLeader:
-		w.leaders[r.GetRangeId()] = s.TransferLeader.GetStoreId()
+		if !w.stopped[s.TransferLeader.GetStoreId()] {
+			w.leaders[r.GetRangeId()] = s.TransferLeader.GetStoreId()
+		}
 		return
 	}
 	w.orders[fmt.Sprintf("%T", o.GetStep())]++

@@ -127,7 +127,7 @@ type Ended struct {
 
 // Advance moves every operator on, and returns the orders to send by store and
 // the operators that ended. A step that allow objects to is not ordered, and
-// waits for better times until its own are over.
+// waits a little for better times.
 func (c *Controller) Advance(
 	find func(rangeID uint64) *topology.Range, allow func(*topology.Range, Step) string,
 	now time.Time,
@@ -146,7 +146,12 @@ func (c *Controller) Advance(
 			ended = append(ended, Ended{Operator: o, Failure: failure})
 			continue
 		}
-		if o.Held = allow(r, o.Steps[o.Current]); o.Held != "" {
+		if o.Held = allow(r, o.Steps[o.Current]); o.Held == "" {
+			o.heldSince = time.Time{}
+		} else {
+			if o.heldSince.IsZero() {
+				o.heldSince = now
+			}
 			continue
 		}
 		for store, order := range o.Steps[o.Current].Orders(o, r) {
@@ -174,6 +179,8 @@ func (o *Operator) advance(
 	switch {
 	case r.Range.GetEpoch().GetSpan() != o.spanEpoch:
 		return true, "the range was split or merged meanwhile"
+	case o.Held != "" && now.Sub(o.heldSince) > heldLimit:
+		return true, fmt.Sprintf("%s was held back: %s", o.Steps[o.Current], o.Held)
 	case o.final:
 		return true, fmt.Sprintf("%s: %s", o.Steps[o.Current], o.refusal)
 	}

@@ -86,7 +86,8 @@ type Operator struct {
 	Current          int
 	Began, StepBegan time.Time
 	// Held says why the current step is not ordered; empty when it is.
-	Held string
+	Held      string
+	heldSince time.Time
 	// spanEpoch is the range's at admission: another one ends the operator.
 	spanEpoch uint64
 	// refusal is why a store did not carry out the current step; final that it
@@ -135,6 +136,9 @@ const (
 	// twice what it gives up after 10 s.
 	splitLimit = 40 * time.Second
 	quickLimit = 20 * time.Second
+	// heldLimit is how long a step may be held back before the range is judged
+	// anew.
+	heldLimit = 3 * time.Second
 )
 
 // Done reports whether the step has come about.

@@ -125,7 +125,7 @@ func TestNoStepLowersTheMargin(t *testing.T) {
 		for round := 0; ; round++ {
 			var op *operator.Operator
 			var verdict Verdict
-			op, verdict = planner(v).Check(r)
+			op, verdict = planFor(v).Check(r)
 			why = verdict.Reason
 			if op == nil {
 				break
@@ -152,7 +152,7 @@ func TestNoStepLowersTheMargin(t *testing.T) {
 // checkWhole: nothing is amiss by the checkers' word, so nothing is.
 func checkWhole(t *rapid.T, v topology.View, r *topology.Range, before string) {
 	voters, _ := tally(v, r)
-	if voters < TargetOf(v).voters || voters > v.Replicas {
+	if voters < planFor(v).standard.target || voters > v.Replicas {
 		t.Fatalf("%d voters, began as %s", voters, before)
 	}
 	if slices.ContainsFunc(r.Range.GetReplicas(), func(m *metapb.Replica) bool {

@@ -39,15 +39,18 @@ func unfit(v topology.View, r *topology.Range, m *metapb.Replica) string {
 // Law P4: no step leaves a range without a majority of live voters, nor with a
 // smaller margin than it has, unless that is the margin of a full set.
 func Allow(v topology.View, r *topology.Range, s operator.Step) string {
-	return allow(v, r, r.Range.GetReplicas(), s)
+	if s.Kind != operator.Remove && s.StoreID != 0 && v.Silent(v.Store(s.StoreID)) {
+		return fmt.Sprintf("store %d is silent", s.StoreID)
+	}
+	return allow(v, r, v.Voters(r), r.Range.GetReplicas(), s)
 }
 
 func allow(
-	v topology.View, r *topology.Range, members []*metapb.Replica, s operator.Step,
+	v topology.View, r *topology.Range, full int, members []*metapb.Replica, s operator.Step,
 ) string {
 	before := count(v, r, members)
 	after := count(v, r, apply(members, s))
-	if after == before || after.margin() >= max(0, min(before.margin(), (v.Replicas-1)/2)) {
+	if after == before || after.margin() >= max(0, min(before.margin(), (full-1)/2)) {
 		return ""
 	}
 	return fmt.Sprintf("%s would leave %d of %d voters alive", s, after.live, after.voters)
@@ -108,10 +111,10 @@ func After(r *topology.Range, s operator.Step) *topology.Range {
 }
 
 // feasible says which step of a plan would have to wait; empty when none.
-func feasible(v topology.View, r *topology.Range, steps []operator.Step) string {
+func feasible(v topology.View, r *topology.Range, full int, steps []operator.Step) string {
 	members := r.Range.GetReplicas()
 	for _, s := range steps {
-		if why := allow(v, r, members, s); why != "" {
+		if why := allow(v, r, full, members, s); why != "" {
 			return why
 		}
 		members = apply(members, s)

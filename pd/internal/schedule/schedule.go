@@ -58,37 +58,53 @@ type Plan struct {
 // picture and flight give the same plan.
 func Schedule(v topology.View, f operator.Flight) Plan { return NewPlanner(v, f).Plan() }
 
+// planner makes operators and refusals in the name of one planner.
+type planner struct {
+	by       string
+	priority operator.Priority
+}
+
+var (
+	repair = planner{ByRepair, operator.Repair}
+	divide = planner{BySplit, operator.Divide}
+	rules  = planner{ByRules, operator.Rules}
+	drain  = planner{ByDrain, operator.Drain}
+)
+
+func (b planner) operator(reason string, steps []operator.Step) *operator.Operator {
+	return &operator.Operator{
+		By: b.by, Priority: b.priority, Reason: b.by + ": " + reason, Steps: steps,
+	}
+}
+
+func (b planner) refuse(reason, remedy string) Verdict {
+	return Verdict{By: b.by, Reason: reason, Remedy: remedy}
+}
+
 // Planner holds what the planners of one pass share.
 type Planner struct {
 	v      topology.View
 	f      operator.Flight
-	target Target
-	load   Load
 	budget *operator.Budget
+	// seats are the stores, by id.
+	seats []*seat
+	// standard is what is wanted where no rule is; segments begin where rules
+	// begin or end.
+	standard *aim
+	segments []segment
+	// taken are ranges that were given an operator in this pass.
+	taken map[uint64]bool
 }
 
 // NewPlanner begins a pass.
 func NewPlanner(v topology.View, f operator.Flight) *Planner {
 	p := &Planner{
-		v: v, f: f, target: TargetOf(v), load: Load{},
-		budget: operator.NewBudget(f.Limits, f.Operators),
+		v: v, f: f, budget: operator.NewBudget(f.Limits, f.Operators), taken: map[uint64]bool{},
 	}
-	for _, o := range f.Operators {
-		p.load.add(o)
-	}
+	p.seatStores()
+	p.aims()
+	p.weigh()
 	return p
-}
-
-// Load is how many more replicas each store is about to get, so that not all
-// plans choose the same store.
-type Load map[uint64]int
-
-func (l Load) add(o *operator.Operator) {
-	for _, s := range o.Steps {
-		if s.Kind == operator.AddLearner {
-			l[s.StoreID]++
-		}
-	}
 }
 
 // want is an operator that is not admitted yet, and its range.
@@ -107,7 +123,7 @@ func (p *Planner) Plan() Plan {
 		}
 		op, why := p.Check(r)
 		if op != nil {
-			p.load.add(op)
+			p.take(op, r)
 			wanted = append(wanted, want{op, r})
 		}
 		if why.Reason != "" {
@@ -124,27 +140,38 @@ func (p *Planner) Plan() Plan {
 		}
 		out.Operators = append(out.Operators, w.op)
 	}
+	p.balance(&out)
 	return out
 }
 
 // admit takes op into the budget, or says why it must wait.
 func (p *Planner) admit(op *operator.Operator, r *topology.Range) Verdict {
-	refuse := func(format string, args ...any) Verdict {
-		return Verdict{RangeID: op.RangeID, By: op.By, Reason: fmt.Sprintf(format, args...)}
+	why := p.mustWait(op, r)
+	if why.Reason == "" {
+		p.budget.Take(op)
+	}
+	return why
+}
+
+// mustWait says why op cannot begin now: it failed, or there is no room for it.
+func (p *Planner) mustWait(op *operator.Operator, r *topology.Range) Verdict {
+	refuse := func(remedy, format string, args ...any) Verdict {
+		return Verdict{
+			RangeID: op.RangeID, By: op.By, Reason: fmt.Sprintf(format, args...), Remedy: remedy,
+		}
 	}
 	rest, ok := p.f.Rest(op.RangeID, op.By)
 	switch {
 	case !ok:
 	case rest.Final && rest.SpanEpoch == r.SpanEpoch() && r.SizeBytes() < 2*rest.SizeBytes:
-		return refuse("cannot be done: %s", rest.Why)
+		return refuse("", "cannot be done: %s", rest.Why)
 	case !rest.Final && p.v.Now.Before(rest.Until):
-		return refuse("failed %d times, rests for %s: %s", rest.Failures,
+		return refuse("", "failed %d times, rests for %s: %s", rest.Failures,
 			rest.Until.Sub(p.v.Now).Round(time.Second), rest.Why)
 	}
 	if why := p.budget.Room(op); why != "" {
-		return refuse("%s", why)
+		return refuse("it goes on when those are done, or with a higher limit", "%s", why)
 	}
-	p.budget.Take(op)
 	return Verdict{}
 }
 
@@ -163,32 +190,33 @@ func (p *Planner) Check(r *topology.Range) (*operator.Operator, Verdict) {
 }
 
 func (p *Planner) check(r *topology.Range) (*operator.Operator, Verdict) {
-	v := p.v
-	if why := unheard(v, r); why != "" {
-		return nil, Verdict{By: ByRepair, Reason: why}
+	if why := unheard(p.v, r); why != "" {
+		return nil, repair.refuse(why, "")
 	}
 	if r.Report.GetHasUnbornChildren() {
-		return nil, Verdict{By: ByRepair, Reason: "waits for the birth of a child"}
+		return nil, repair.refuse("waits for the birth of a child", "")
 	}
-	op, reason := checkRepair(v, r, p.target, p.load)
-	why := Verdict{By: ByRepair, Reason: reason}
+	want := p.aimOf(r)
+	s := p.sortReplicas(r, want)
+	op, why := p.checkRepair(r, want, s)
 	if op != nil {
-		op.By, op.Priority = ByRepair, operator.Repair
-		if held := feasible(v, r, op.Steps); held != "" {
-			return nil, Verdict{By: ByRepair, Reason: held}
+		if held := feasible(p.v, r, want.voters, op.Steps); held != "" {
+			return nil, Verdict{By: op.By, Reason: held}
 		}
 		return op, why
 	}
-	if drain := checkLeader(v, r); drain != nil {
-		drain.By, drain.Priority = ByDrain, operator.Drain
-		return drain, why
+	op, stays := p.checkLeader(r, want, s)
+	if op != nil {
+		return op, why
 	}
 	// A range that cannot be repaired for want of stores may still be divided.
-	if split := checkSplit(v, r, reason == ""); split != nil {
-		split.By, split.Priority = BySplit, operator.Divide
-		return split, why
+	op, whole := p.checkSplit(r, why.Reason == "")
+	for _, next := range []Verdict{stays, whole} {
+		if why.Reason == "" {
+			why = next
+		}
 	}
-	return nil, why
+	return op, why
 }
 
 // unheard says why nothing is known that a plan could rest upon. Orders go to
@@ -207,50 +235,35 @@ func unheard(v topology.View, r *topology.Range) string {
 	return ""
 }
 
-// checkLeader moves leadership away from a store that is to give it up.
-func checkLeader(v topology.View, r *topology.Range) *operator.Operator {
-	state := v.State(v.Store(r.Leader.GetStoreId()))
-	if state != metapb.StoreState_STORE_STATE_DRAINING &&
-		state != metapb.StoreState_STORE_STATE_LEAVING {
-		return nil
-	}
-	to := successor(v, r, sortReplicas(v, r).voters)
-	if to == nil {
-		return nil
-	}
-	return &operator.Operator{
-		RangeID: r.Range.GetRangeId(),
-		Reason:  fmt.Sprintf("drain: store %d gives its leaders away", r.Leader.GetStoreId()),
-		Steps:   []operator.Step{transfer(to)},
-	}
-}
-
-// checkSplit wants a range divided that has outgrown the split size. settled
-// tells that nothing is amiss: learners it has then are spare ones.
-func checkSplit(v topology.View, r *topology.Range, settled bool) *operator.Operator {
-	size := r.Report.GetSizeBytes()
-	steps := SplitSteps(r, nil)
-	if size < v.SplitSizeBytes || r.Report.GetKeyCount() < 2 || len(steps) > 1 && !settled {
-		return nil
-	}
-	return &operator.Operator{
-		RangeID: r.Range.GetRangeId(),
-		Reason:  fmt.Sprintf("split: %d bytes, the limit is %d", size, v.SplitSizeBytes),
-		Steps:   steps,
-	}
-}
-
-// SplitSteps divides r at key, or in its middle. A range with learners is not
-// divided, so they go first, and both halves get new ones: else the ranges of a
-// cluster of two stores, which all have one, would grow for ever.
-func SplitSteps(r *topology.Range, key []byte) []operator.Step {
-	var steps []operator.Step
-	for _, m := range r.Range.GetReplicas() {
-		if m.GetRole() == metapb.Role_ROLE_LEARNER {
-			steps = append(steps, operator.Step{
-				Kind: operator.Remove, ReplicaID: m.GetReplicaId(), StoreID: m.GetStoreId(),
-			})
+// checkLeader moves leadership away from a store that is to give it up, and to
+// where the rule prefers it.
+func (p *Planner) checkLeader(
+	r *topology.Range, want *aim, s replicas,
+) (*operator.Operator, Verdict) {
+	store := r.Leader.GetStoreId()
+	state := p.v.State(p.v.Store(store))
+	if state == metapb.StoreState_STORE_STATE_DRAINING ||
+		state == metapb.StoreState_STORE_STATE_LEAVING {
+		to := p.successor(r, s.voters)
+		if to == nil {
+			return nil, drain.refuse(fmt.Sprintf(
+				"store %d keeps this leader: no other voter of the range can lead", store),
+				"bring the stores of its other voters back, or cancel the drain")
 		}
+		return drain.operator(fmt.Sprintf("store %d gives its leaders away", store),
+			[]operator.Step{transfer(to)}), Verdict{}
 	}
-	return append(steps, operator.Step{Kind: operator.Split, Key: key})
+	leader := r.Replica(r.Leader.GetReplicaId())
+	if len(want.rule.GetLeaderPreference()) == 0 || leader == nil ||
+		p.preferred(want.rule, leader) {
+		return nil, Verdict{}
+	}
+	to := p.successor(r, s.voters)
+	if to == nil || !p.preferred(want.rule, to) {
+		return nil, rules.refuse(fmt.Sprintf(
+			"rule %q prefers another leader, and no voter there can lead", want.rule.GetId()),
+			"constrain voters of the rule to the stores it prefers")
+	}
+	return rules.operator(fmt.Sprintf("rule %q prefers store %d to lead", want.rule.GetId(),
+		to.GetStoreId()), []operator.Step{transfer(to)}), Verdict{}
 }

@@ -34,7 +34,7 @@ func TestScripts(t *testing.T) {
 			switch d.Cmd {
 			case "stores":
 				v = readStores(t, d)
-				return fmt.Sprintf("%d stores, %d voters wanted", len(v.Stores), TargetOf(v).voters)
+				return fmt.Sprintf("%d stores, %d voters wanted", len(v.Stores), planFor(v).standard.target)
 			case "check":
 				return check(t, v, d.Input)
 			case "settle":
@@ -49,18 +49,18 @@ func TestScripts(t *testing.T) {
 // limits are wide: scripts are about what is wanted.
 var limits = operator.Limits{StoreMoves: 100, LeaderTransfers: 100, Splits: 100, Operators: 1000}
 
-func planner(v topology.View) *Planner {
+func planFor(v topology.View) *Planner {
 	return NewPlanner(v, operator.Flight{Limits: limits})
 }
 
 func check(t *testing.T, v topology.View, input string) string {
 	var out strings.Builder
-	p := planner(v)
+	p := planFor(v)
 	for line := range strings.Lines(input) {
 		r := readRange(t, line)
 		op, why := p.Check(r)
 		if op != nil {
-			p.load.add(op)
+			p.take(op, r)
 		}
 		out.WriteString(show(r, op, why.String()) + "\n")
 	}
@@ -83,7 +83,7 @@ func show(r *topology.Range, op *operator.Operator, why string) string {
 func settle(t *testing.T, v topology.View, r *topology.Range) string {
 	var out strings.Builder
 	for id := uint64(1000); ; id += 100 {
-		op, why := planner(v).Check(r)
+		op, why := planFor(v).Check(r)
 		out.WriteString(show(r, op, why.String()) + "\n")
 		if op == nil || id > 3000 {
 			return out.String() + members(r)

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/ridgekv/ridge/pd/internal/meta"
+	"github.com/ridgekv/ridge/proto/keys"
 	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 )
@@ -54,6 +56,33 @@ func (t *Topology) View(now time.Time) View {
 		return true
 	})
 	return v
+}
+
+// Fulfils reports whether the store's labels fulfil all constraints.
+func (s *Store) Fulfils(constraints []*pdpb.LabelConstraint) bool {
+	return meta.Fulfils(s.Store.GetLabels(), constraints)
+}
+
+// Rule is the placement rule of a key: the narrowest one whose span holds it;
+// nil when there is none.
+func (v View) Rule(key []byte) *pdpb.PlacementRule {
+	var out *pdpb.PlacementRule
+	for _, r := range v.Rules {
+		span := keys.FromProto(r.GetSpan())
+		if span.Contains(key) &&
+			(out == nil || keys.FromProto(out.GetSpan()).ContainsSpan(span)) {
+			out = r
+		}
+	}
+	return out
+}
+
+// Voters is how many voters r shall have when all is well.
+func (v View) Voters(r *Range) int {
+	if n := int(v.Rule(r.Range.GetSpan().GetStart()).GetVoters()); n > 0 {
+		return n
+	}
+	return v.Replicas
 }
 
 // Store returns a store by its id; nil when it is not known.

@@ -233,7 +233,7 @@ func (d *devCluster) listen(what, setting, address string) (net.Listener, error)
 
 func (d *devCluster) addPD() error {
 	registry := telemetry.ForProcess(d.registry, "pd")
-	server, err := pd.New(pd.Options{
+	o := pd.Options{
 		Dir: filepath.Join(d.dir, "pd"), MemberID: 1, Insecure: d.v.Bool("insecure"),
 		Members: []pd.Member{{
 			ID: 1, RaftAddress: d.layout.PD.Raft, GRPCAddress: d.layout.PD.GRPC,
@@ -241,7 +241,9 @@ func (d *devCluster) addPD() error {
 		Replicas: int(d.v.Int("replicas")), SplitSizeBytes: uint64(d.v.Int("split_size")),
 		StoreDownAfter: d.v.Duration("store_down_after"), Retention: d.v.Duration("retention"),
 		Version: Version, Logger: d.logger.With("member", "pd"), Registerer: registry,
-	})
+	}
+	placement(&o, d.v)
+	server, err := pd.New(o)
 	if err != nil {
 		return usageError{err}
 	}

@@ -102,6 +102,16 @@ func pdReadiness(s *pd.Server) func() error {
 	}
 }
 
+// placement fills in the settings that `ridge pd` and `ridge dev` share.
+func placement(o *pd.Options, v config.Values) {
+	o.LocationLabels = v.Strings("location_labels")
+	o.StoreMoves, o.LeaderTransfers = int(v.Int("store_moves")), int(v.Int("leader_transfers"))
+	o.ImageBytesPerSecond = uint64(v.Int("image_rate"))
+	o.HighWaterPercent = int(v.Int("high_water"))
+	o.TolerancePercent = int(v.Int("balance_tolerance"))
+	o.SplitLoadOps = uint64(v.Int("split_load"))
+}
+
 func pdOptions(v config.Values) (pd.Options, error) {
 	o := pd.Options{
 		Dir: v.String("dir"), MemberID: uint64(v.Int("member_id")),
@@ -110,6 +120,7 @@ func pdOptions(v config.Values) (pd.Options, error) {
 		StoreHeartbeat: v.Duration("store_heartbeat"), StoreDownAfter: v.Duration("store_down_after"),
 		Retention: v.Duration("retention"), Version: Version,
 	}
+	placement(&o, v)
 	if !v.Given("members") {
 		o.Members = []pd.Member{{
 			ID:          o.MemberID,

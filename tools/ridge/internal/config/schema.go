@@ -72,6 +72,34 @@ func placement() []setting {
 			key: "retention", kind: kindDuration, value: "10m", min: int64(time.Second),
 			help: "how long old versions are kept for snapshot reads",
 		},
+		{
+			key: "location_labels", kind: kindList,
+			help: "store labels that name failure domains, the widest first: zone,rack,host",
+		},
+		{
+			key: "store_moves", kind: kindInt, value: "4", min: 1, max: 64,
+			help: "replicas a store receives, and sends, at a time",
+		},
+		{
+			key: "leader_transfers", kind: kindInt, value: "8", min: 1, max: 64,
+			help: "leaderships a store gives away, and takes, at a time",
+		},
+		{
+			key: "image_rate", kind: kindSize, max: most,
+			help: "bytes per second a store sends as range images (default: no bound)",
+		},
+		{
+			key: "high_water", kind: kindInt, value: "90", min: 10, max: 100,
+			help: "how full a disk may be, in percent, to receive replicas",
+		},
+		{
+			key: "balance_tolerance", kind: kindInt, value: "5", min: 1, max: 100,
+			help: "how far stores may lie apart, in percent of the mean, before balancing begins",
+		},
+		{
+			key: "split_load", kind: kindInt, value: "0", max: 1 << 40,
+			help: "operations per second from which a range is split; 0 is never",
+		},
 	}
 }
 
