@@ -14,8 +14,8 @@ type Flight struct {
 	Operators []*Operator
 	// Rests are the changes that failed and are not tried again yet, by range id.
 	Rests []Rest
-	// Recent are moves and transfers that balancing has done lately, by range id:
-	// they are not turned back.
+	// Recent are the last move and the last transfer of ranges that had one lately,
+	// by range id: balancing does not turn them back.
 	Recent []Recent
 }
 
@@ -35,7 +35,7 @@ type Rest struct {
 	SpanEpoch uint64
 }
 
-// Recent is what balancing has done to a range.
+// Recent is where a replica or the leadership of a range went.
 type Recent struct {
 	RangeID  uint64
 	Kind     Kind // AddLearner for a move, TransferLeader
@@ -64,7 +64,7 @@ func (f Flight) Rest(rangeID uint64, by string) (Rest, bool) {
 	return Rest{}, false
 }
 
-// Moved finds what balancing did to a range last, if it was lately.
+// Moved finds the last move or transfer of a range, if it was lately.
 func (f Flight) Moved(rangeID uint64, kind Kind) (Recent, bool) {
 	i, _ := slices.BinarySearchFunc(f.Recent, rangeID, func(r Recent, id uint64) int {
 		return cmp.Compare(r.RangeID, id)

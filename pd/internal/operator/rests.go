@@ -13,7 +13,7 @@ const (
 	// firstRest is the pause after a first failure; each further one doubles it.
 	firstRest = 2 * time.Second
 	longRest  = 10 * time.Minute
-	// recentFor is how long a balancing move may not be turned back.
+	// recentFor is how long balancing does not turn a move back.
 	recentFor = 5 * time.Minute
 	// maxMemory bounds the rests and the recent moves that are kept. What does
 	// not fit is forgotten: it is tried again sooner.
@@ -69,9 +69,6 @@ func (m *memory) ended(o *Operator, r *topology.Range, failure string, final boo
 }
 
 func (m *memory) done(o *Operator, now time.Time) {
-	if o.Priority < Balance || len(m.recent) >= maxMemory {
-		return
-	}
 	move := Recent{RangeID: o.RangeID, Kind: TransferLeader, From: o.Leader, At: now}
 	for _, s := range o.Steps {
 		switch s.Kind {
@@ -84,6 +81,11 @@ func (m *memory) done(o *Operator, now time.Time) {
 				move.To = s.StoreID
 			}
 		}
+	}
+	// What drain and rules do to leaders, balancing may undo when they are over.
+	if move.From == 0 || move.To == 0 || len(m.recent) >= maxMemory ||
+		move.Kind == TransferLeader && o.Priority < Balance {
+		return
 	}
 	m.recent[recentKey{o.RangeID, move.Kind}] = move
 }

@@ -179,10 +179,11 @@ func (p *Planner) mayLead(r *topology.Range, m *metapb.Replica) bool {
 	return len(rule.GetLeaderPreference()) == 0 || p.preferred(rule, m)
 }
 
-// turnsBack reports whether a change would undo what balancing did lately.
+// turnsBack reports whether a change would bring a range, or its leadership, back
+// to the store that it left lately.
 func (p *Planner) turnsBack(r *topology.Range, kind operator.Kind, from, to uint64) bool {
 	last, ok := p.f.Moved(r.Range.GetRangeId(), kind)
-	return ok && last.From == to && last.To == from
+	return ok && last.From == to && (last.To == from || kind == operator.AddLearner)
 }
 
 // waits reports whether op would not be admitted now.

@@ -123,7 +123,7 @@ func (p *Planner) coldLeader(
 	var home *metapb.Replica
 	for _, i := range at.led {
 		r := p.v.Ranges[i]
-		m := onStore(r, to.id)
+		m := on(r, to.id)
 		if x := leaderLoad(r); m == nil || x > limit || p.f.Busy(r.Range.GetRangeId()) ||
 			!p.settled(r) || !p.mayLead(r, m) ||
 			p.turnsBack(r, operator.TransferLeader, at.id, to.id) {
@@ -147,7 +147,7 @@ func (p *Planner) coolByMove(from *seat, up []*seat, out *Plan) bool {
 	gain := 0.0
 	for _, i := range from.led {
 		r := p.v.Ranges[i]
-		m := onStore(r, from.id)
+		m := on(r, from.id)
 		x, w := leaderLoad(r)+float64(r.Report.GetWriteRate()), p.weight(r)
 		after := (to.weight+w)/to.share - (from.weight-w)/from.share
 		// Read only once it is known to help: the rest costs more.
@@ -167,7 +167,7 @@ func (p *Planner) coolByMove(from *seat, up []*seat, out *Plan) bool {
 	if best == nil {
 		return false
 	}
-	m := onStore(best, from.id)
+	m := on(best, from.id)
 	return p.propose(byHot.operator(fmt.Sprintf(
 		"store %d bears %.0f operations/s, store %d %.0f", from.id, from.load, to.id, to.load),
 		[]operator.Step{

@@ -109,7 +109,7 @@ func (p *Planner) candidate(
 	mean, off := from.weight/float64(max(1, from.replicas)), math.Inf(1)
 	for _, i := range from.held {
 		r := p.v.Ranges[i]
-		m := onStore(r, from.id)
+		m := on(r, from.id)
 		if m == nil {
 			continue
 		}
@@ -142,7 +142,7 @@ func (p *Planner) immovable(
 	switch {
 	case !p.over(from) && from.fullness()-w/from.share < to.fullness()+w/to.share:
 		return "too large a step"
-	case onStore(r, to.id) != nil:
+	case on(r, to.id) != nil:
 		return "the emptier store has one"
 	case p.f.Busy(r.Range.GetRangeId()) || !p.settled(r):
 		return "another change is under way, or its range is not well"
@@ -163,15 +163,6 @@ func (p *Planner) immovable(
 		Steps:  []operator.Step{{Kind: operator.AddLearner, StoreID: to.id}},
 	}
 	return p.mustWait(&op, r).Reason
-}
-
-func onStore(r *topology.Range, store uint64) *metapb.Replica {
-	for _, m := range r.Range.GetReplicas() {
-		if m.GetStoreId() == store {
-			return m
-		}
-	}
-	return nil
 }
 
 // inBytes renders a weight for people.

@@ -116,7 +116,7 @@ func (w *virtual) carryOut(op *operator.Operator) {
 		s := &op.Steps[k]
 		if s.ReplicaID == 0 && s.StoreID != 0 {
 			s.ReplicaID = uint64(w.ops)*1_000_000 + s.StoreID
-			if m := onStore(r, s.StoreID); m != nil {
+			if m := on(r, s.StoreID); m != nil {
 				s.ReplicaID = m.GetReplicaId()
 			}
 		}
@@ -278,7 +278,7 @@ func TestPreSplit(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := newVirtual(t, 3, 16)
 		for _, r := range w.v.Ranges {
-			m := onStore(r, 1)
+			m := on(r, 1)
 			r.Leader = &metapb.Leader{ReplicaId: m.GetReplicaId(), StoreId: 1}
 			r.Report.SizeBytes = 0
 		}

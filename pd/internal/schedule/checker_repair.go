@@ -321,9 +321,12 @@ func (p *Planner) grow(
 	need := 1 + len(s.voters)%2 // to the next odd number, which target is or passes
 	var add, promote []operator.Step
 	keep := p.seatsOf(r.Range.GetReplicas(), 0)
+	learners := slices.DeleteFunc(slices.Clone(s.learners), func(m *metapb.Replica) bool {
+		return p.v.Silent(p.v.Store(m.GetStoreId()))
+	})
 	for i := range need {
-		if i < len(s.learners) {
-			steps := promotion(s.learners[i])
+		if i < len(learners) {
+			steps := promotion(learners[i])
 			add, promote = append(add, steps[0]), append(promote, steps[1])
 			continue
 		}

@@ -80,7 +80,7 @@ func Move(v topology.View, r *topology.Range, m ManualMove) (*operator.Operator,
 	op.Steps = append(op.Steps, operator.Step{
 		Kind: operator.Remove, ReplicaID: from.GetReplicaId(), StoreID: m.From,
 	})
-	if held := feasible(v, r, op.Steps); held != "" {
+	if held := feasible(v, r, v.Voters(r), op.Steps); held != "" {
 		return nil, refuse(RefusedState, "wait until its other replicas are well", "range %d: %s",
 			m.RangeID, held)
 	}

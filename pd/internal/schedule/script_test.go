@@ -29,6 +29,9 @@ var now = time.Unix(1_700_000_000, 0)
 //	settle                              one range; plans are carried out until none is left
 func TestScripts(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+		if !strings.HasSuffix(path, ".txt") {
+			return // what a failed property test left
+		}
 		v := topology.View{}
 		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
 			switch d.Cmd {
