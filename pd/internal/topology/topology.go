@@ -115,6 +115,9 @@ type Topology struct {
 		// overlap; between overlapping reports the larger span epoch won.
 		spans  *btree.BTreeG[*Range]
 		stores map[uint64]*Store
+		// members are the ids of the ranges that have a member on a store, so that
+		// what a store says costs what it holds, not what all hold.
+		members map[uint64]map[uint64]struct{}
 		// dirty ranges are not yet persisted; dropped ones are to be forgotten.
 		dirty    map[uint64]bool
 		dropped  map[uint64]bool
@@ -131,6 +134,7 @@ func New(now time.Time, stores []*pdpb.StoreRecord, ranges []*metapb.Range) *Top
 		return bytes.Compare(a.Range.GetSpan().GetStart(), b.Range.GetSpan().GetStart()) < 0
 	})
 	t.mu.stores = map[uint64]*Store{}
+	t.mu.members = map[uint64]map[uint64]struct{}{}
 	t.mu.dirty, t.mu.dropped = map[uint64]bool{}, map[uint64]bool{}
 	t.mu.changed = make(chan struct{})
 	for _, s := range stores {
@@ -199,8 +203,9 @@ func withDisk(s *metapb.Store, disk metapb.DiskState) *metapb.Store {
 	}
 }
 
-// Report takes in what the leaseholder of a range says. It reports whether the
-// descriptor was taken: an older span that overlaps newer ones is refused.
+// Report takes in what the leaseholder of a range says, and owns p from now on.
+// It reports whether the descriptor was taken: an older span that overlaps newer
+// ones is refused.
 func (t *Topology) Report(p *pdpb.RangeReport, now time.Time) bool {
 	r := p.GetRange()
 	if r.GetRangeId() == 0 || !keys.FromProto(r.GetSpan()).Valid() {
@@ -220,6 +225,7 @@ func (t *Topology) Report(p *pdpb.RangeReport, now time.Time) bool {
 	if !t.putLocked(next) {
 		return false
 	}
+	p.Range = next.Range // not kept twice: at a million ranges that is a third of the map
 	if old == nil || old.Range != next.Range || !sameLeader(old.Leader, next.Leader) {
 		t.announceLocked()
 	}
@@ -234,6 +240,17 @@ func sameLeader(a, b *metapb.Leader) bool {
 // have a smaller span epoch are dropped; one with a larger or equal epoch
 // makes r the stale one.
 func (t *Topology) putLocked(r *Range) bool {
+	old := t.mu.ranges[r.Range.GetRangeId()]
+	if old != nil && old.Range == r.Range {
+		// Nearly every report: the descriptor is known, so it overlaps nothing.
+		if !sameLeader(old.Leader, r.Leader) {
+			t.mu.revision++
+			r.Revision = t.mu.revision
+		}
+		t.mu.ranges[r.Range.GetRangeId()] = r
+		t.mu.spans.ReplaceOrInsert(r)
+		return true
+	}
 	span := keys.FromProto(r.Range.GetSpan())
 	for _, o := range t.overlapsLocked(span, noLimit) {
 		if o.Range.GetRangeId() != r.Range.GetRangeId() &&
@@ -241,26 +258,42 @@ func (t *Topology) putLocked(r *Range) bool {
 			return false
 		}
 	}
-	old := t.mu.ranges[r.Range.GetRangeId()]
 	if old != nil {
 		t.mu.spans.Delete(old)
+		t.leaveLocked(old.Range)
 	}
+	t.enterLocked(r.Range)
 	for _, o := range t.overlapsLocked(span, noLimit) {
 		t.mu.spans.Delete(o)
+		t.leaveLocked(o.Range)
 		delete(t.mu.ranges, o.Range.GetRangeId())
 		t.mu.dropped[o.Range.GetRangeId()] = true
 	}
-	if old == nil || old.Range != r.Range || !sameLeader(old.Leader, r.Leader) {
-		t.mu.revision++
-		r.Revision = t.mu.revision
-	}
-	if old == nil || old.Range != r.Range {
-		t.mu.dirty[r.Range.GetRangeId()] = true
-		delete(t.mu.dropped, r.Range.GetRangeId())
-	}
+	t.mu.revision++
+	r.Revision = t.mu.revision
+	t.mu.dirty[r.Range.GetRangeId()] = true
+	delete(t.mu.dropped, r.Range.GetRangeId())
 	t.mu.ranges[r.Range.GetRangeId()] = r
 	t.mu.spans.ReplaceOrInsert(r)
 	return true
+}
+
+// enterLocked and leaveLocked keep the index of members.
+func (t *Topology) enterLocked(r *metapb.Range) {
+	for _, m := range r.GetReplicas() {
+		ids := t.mu.members[m.GetStoreId()]
+		if ids == nil {
+			ids = map[uint64]struct{}{}
+			t.mu.members[m.GetStoreId()] = ids
+		}
+		ids[r.GetRangeId()] = struct{}{}
+	}
+}
+
+func (t *Topology) leaveLocked(r *metapb.Range) {
+	for _, m := range r.GetReplicas() {
+		delete(t.mu.members[m.GetStoreId()], r.GetRangeId())
+	}
 }
 
 func at(start []byte) *Range {

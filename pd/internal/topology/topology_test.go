@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -114,6 +115,7 @@ func (d *dumb) check(t *rapid.T, topo *Topology) {
 			t.Fatalf("%v overlaps %v", all[i-1].Range, r.Range)
 		}
 	}
+	checkMembers(t, topo, all)
 	for _, key := range []string{"", "a", "b", "bb", "e", "h", "zz"} {
 		var found *metapb.Range
 		for _, r := range want {
@@ -128,6 +130,28 @@ func (d *dumb) check(t *rapid.T, topo *Topology) {
 		if !proto.Equal(have, found) {
 			t.Fatalf("key %q is in %v, want %v", key, have, found)
 		}
+	}
+}
+
+// checkMembers: the index by store holds exactly the members of the ranges.
+func checkMembers(t *rapid.T, topo *Topology, all []*Range) {
+	want := map[uint64]map[uint64]struct{}{}
+	for _, r := range all {
+		for _, m := range r.Range.GetReplicas() {
+			if want[m.GetStoreId()] == nil {
+				want[m.GetStoreId()] = map[uint64]struct{}{}
+			}
+			want[m.GetStoreId()][r.Range.GetRangeId()] = struct{}{}
+		}
+	}
+	for store, ids := range topo.mu.members {
+		if len(ids) > 0 && !maps.Equal(ids, want[store]) || len(ids) == 0 && len(want[store]) > 0 {
+			t.Fatalf("store %d has %v, want %v", store, ids, want[store])
+		}
+		delete(want, store)
+	}
+	if len(want) > 0 {
+		t.Fatalf("not in the index: %v", want)
 	}
 }
 

@@ -28,7 +28,8 @@ func (t *Topology) HeardReplicas(
 	if !complete {
 		return
 	}
-	for _, r := range t.mu.ranges {
+	for id := range t.mu.members[storeID] {
+		r := t.mu.ranges[id]
 		for _, m := range r.Range.GetReplicas() {
 			if m.GetStoreId() != storeID || held[r.Range.GetRangeId()] == m.GetReplicaId() {
 				continue

@@ -39,6 +39,8 @@ type placer struct {
 	// records are what was said of the stores last, rendered.
 	records      map[uint64]*pdpb.StoreRecord
 	lastOperator string
+	// longest is the longest time, of the real clock, that a pass took.
+	longest time.Duration
 }
 
 // ChangeLeader gives PD a new leader: what is in flight is forgotten, streams
@@ -154,7 +156,8 @@ func (p *placer) view() topology.View {
 
 // pass plans once, as the driver does.
 func (p *placer) pass() {
-	c := p.c
+	c, began := p.c, time.Now()
+	defer func() { p.longest = max(p.longest, time.Since(began)) }()
 	p.topology.PutStores(p.storeRecords(), c.now)
 	v := p.view()
 	if !p.waits(v) {
