@@ -23,7 +23,7 @@ UNITS    = $$(go list ./... | grep -v ^$(MODULE)/tests/)
 CLUSTERS = $$(go list ./tests/...)
 
 .PHONY: all build fmt test race unit lint vet gofumpt staticcheck edges proto proto-check \
-	demo dev sim test-cluster linearizability chaos compatibility bench bench-build bench-peers bench-smoke bench-check idle clean help
+	demo dev sim test-cluster linearizability chaos compatibility bench bench-build bench-peers bench-smoke bench-test bench-check idle clean help
 
 all: build lint test ## build, lint and test
 
@@ -75,11 +75,13 @@ bench: ## every benchmark, once
 
 # The peers, and what drives them, are a module of their own: who uses the
 # client inherits nothing of them.
-ROOMS := client client/internal/route storenode/internal/engine storenode/internal/evaluate
+# A requirement that is new in the root module is new in this one as well.
+NESTED := -mod=mod
+ROOMS  := client client/internal/route storenode/internal/engine storenode/internal/evaluate
 
 bench-build: build ## build what bench-peers and bench-smoke run, into bin/bench
 	@mkdir -p bin/bench
-	cd tests/bench && go build -o ../../bin/bench/ ./cmd/...
+	cd tests/bench && go build $(NESTED) -o ../../bin/bench/ ./cmd/...
 	for room in $(ROOMS); do go test -c -o bin/bench/$${room##*/}.test ./$$room || exit 1; done
 
 bench-peers: bench-build ## Ridge, etcd and NATS in one interleaved run (45 min; QUICK=1: 8 min)
@@ -88,8 +90,11 @@ bench-peers: bench-build ## Ridge, etcd and NATS in one interleaved run (45 min;
 bench-smoke: bench-build ## allocations and ratios beside the last stored ones (< 2 min)
 	bin/bench/smoke $(SMOKE)
 
+bench-test: ## every binding against a small real system
+	cd tests/bench && go test $(NESTED) -count=1 -timeout 5m ./...
+
 bench-check: ## build and vet tests/bench
-	cd tests/bench && go build ./... && go vet ./...
+	cd tests/bench && go build $(NESTED) ./... && go vet $(NESTED) ./...
 
 # ---- style and contract -----------------------------------------------------
 

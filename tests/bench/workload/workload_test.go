@@ -13,12 +13,10 @@ import (
 
 	"github.com/ridgekv/ridge/tests/bench/system"
 	"github.com/ridgekv/ridge/tests/bench/workload"
-	"github.com/ridgekv/ridge/tests/harness"
 )
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	harness.RemoveBinary()
 	if err := goleak.Find(
 		goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"),
 	); err != nil && code == 0 {
@@ -28,10 +26,10 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// peer builds the main package of a peer's member.
-func peer(t *testing.T, name string) string {
-	binary := filepath.Join(t.TempDir(), name)
-	out, err := exec.Command("go", "build", "-o", binary, "../cmd/"+name).CombinedOutput()
+// built builds a main package of the module in dir.
+func built(t *testing.T, dir, name string) string {
+	binary := filepath.Join(t.TempDir(), filepath.Base(name))
+	out, err := exec.Command("go", "build", "-C", dir, "-o", binary, "./"+name).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
@@ -43,14 +41,10 @@ func peer(t *testing.T, name string) string {
 // moment: nothing may fail, and nothing but scans of NATS may be missing.
 func TestEverySystemRunsEveryWorkload(t *testing.T) {
 	rows := workload.NewRows(2000)
-	ridge, err := harness.Binary()
-	if err != nil {
-		t.Fatal(err)
-	}
 	for name, s := range map[string]system.System{
-		"ridge": &system.Ridge{Binary: ridge, Splits: rows.Splits(4)},
-		"etcd":  &system.Etcd{Binary: peer(t, "etcdnode")},
-		"nats":  &system.NATS{Binary: peer(t, "natsnode")},
+		"ridge": &system.Ridge{Binary: built(t, "../../..", "tools/ridge"), Splits: rows.Splits(4)},
+		"etcd":  &system.Etcd{Binary: built(t, "..", "cmd/etcdnode")},
+		"nats":  &system.NATS{Binary: built(t, "..", "cmd/natsnode")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
