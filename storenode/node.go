@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/ridgekv/ridge/client/pdclient"
 	"github.com/ridgekv/ridge/client/storeclient"
 	logpb "github.com/ridgekv/ridge/proto/ridge/log/v1"
@@ -31,6 +33,10 @@ type node struct {
 	s    *Server
 	o    Options
 	crew *crew
+	// run names this run of the process to PD.
+	run uint64
+	// images bounds the range images sent, at the rate PD asks for.
+	images *rate.Limiter
 
 	ident *logpb.StoreIdent
 	// welcome is PD's answer to the registration; nil when PD was away.
@@ -199,7 +205,7 @@ func (n *node) self() *metapb.Store {
 func (n *node) registration() *pdpb.RegisterStoreRequest {
 	return &pdpb.RegisterStoreRequest{
 		Header: &pdpb.RequestHeader{ClusterId: n.ident.GetClusterId()},
-		Store:  n.self(), CapacityBytes: n.engine.Disk().CapacityBytes,
+		Store:  n.self(), CapacityBytes: n.engine.Disk().CapacityBytes, Run: n.run,
 	}
 }
 
@@ -232,7 +238,7 @@ func (n *node) startRaft(ctx context.Context) error {
 	}
 	var err error
 	n.host, err = raft.Open(o, raft.Deps{
-		Engine: n.engine, Catalog: n.catalog, Checker: checker,
+		Engine: n.engine, Catalog: n.catalog, Checker: checker, ImageLimiter: n.images,
 		ApplyMetrics: apply.NewMetrics(n.o.Registerer),
 	})
 	if err != nil {
@@ -261,12 +267,12 @@ func (n *node) newAgent() {
 	n.agent = agent.New(agent.Options{
 		HeartbeatInterval:      n.o.HeartbeatInterval,
 		RangeHeartbeatInterval: n.o.RangeHeartbeatInterval,
-		PingInterval:           n.o.PingInterval, SilenceAfter: n.o.SilenceAfter,
+		PingInterval:           n.o.PingInterval, SilenceAfter: n.o.SilenceAfter, Run: n.run,
 		Logger: n.o.Logger.With("store", n.ident.GetStoreId()), Registerer: n.o.Registerer,
 	}, agent.Deps{
 		ClusterID: n.ident.GetClusterId(), Self: n.self(), PD: n.pd, Pool: n.pool,
 		Clock: n.clock, Book: n.book, Engine: n.engine, Catalog: n.catalog, Host: n.host,
-		Evaluator: n.evaluator,
+		Evaluator: n.evaluator, Images: n.images,
 	})
 	n.host.Births(n.agent.ChildBorn)
 	n.host.WatchLeaders(func(uint64, raft.Leader) { n.agent.Kick() })

@@ -4,12 +4,15 @@ package storenode
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 
 	"github.com/ridgekv/ridge/storenode/internal/engine"
@@ -65,11 +68,24 @@ func (s *Server) StoreID() uint64 { return s.storeID.Load() }
 // say notes what the store is doing.
 func (s *Server) say(step string) { s.step.Store(&step) }
 
+// imageBurst is what may leave at once below a bound of the image rate.
+const imageBurst = 1 << 20
+
+// newRun draws the name of a run; it is never 0.
+func newRun() uint64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return binary.LittleEndian.Uint64(b[:]) | 1
+}
+
 // Run opens the directory, joins the cluster and serves until ctx ends. Then it
 // hands its leaders away, answers what is in flight and closes in order; the
 // gRPC server must keep running until Run has returned. It may be called once.
 func (s *Server) Run(ctx context.Context) error {
-	n := &node{s: s, o: s.options, crew: newCrew()}
+	n := &node{
+		s: s, o: s.options, crew: newCrew(), run: newRun(),
+		images: rate.NewLimiter(rate.Inf, imageBurst),
+	}
 	defer s.say("stopped")
 	err := n.boot(ctx)
 	if err != nil && ctx.Err() != nil && !errors.Is(err, ErrDirectory) {

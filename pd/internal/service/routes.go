@@ -191,7 +191,10 @@ func (s *Service) AskSplit(
 func (s *Service) ReportSplit(
 	_ context.Context, req *pdpb.ReportSplitRequest,
 ) (*pdpb.ReportSplitResponse, error) {
-	_, l, err := s.lead(req.GetHeader())
+	m, l, err := s.lead(req.GetHeader())
+	if id := req.GetLeft().GetLeader().GetStoreId(); err == nil && id != 0 {
+		_, err = s.registered(m, l, id)
+	}
 	if err != nil {
 		return &pdpb.ReportSplitResponse{Error: s.pdError(err)}, nil
 	}

@@ -47,6 +47,7 @@ type Leading struct {
 
 	streams streams
 	stale   staleReplicas
+	runs    runs
 }
 
 // Options configure a Service.

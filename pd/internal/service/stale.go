@@ -26,6 +26,9 @@ func (t *staleReplicas) init() { t.mu.byStore = map[uint64]map[replicaID]time.Ti
 // 10 s, and its epoch keeps it from being begun later.
 const staleAfter = 15 * time.Second
 
+// maxStale bounds what is remembered of one store, which may say anything.
+const maxStale = 100_000
+
 // condemn lists the replicas of a store that are to be destroyed: members of
 // nothing, about to be added by nobody.
 //
@@ -45,7 +48,7 @@ func (l *Leading) condemn(
 		id := replicaID{p.GetRangeId(), p.GetReplicaId()}
 		since, known := old[id]
 		delete(old, id)
-		if !l.stranger(p) {
+		if !l.stranger(p) || len(next) >= maxStale {
 			continue
 		}
 		if !known {
@@ -65,7 +68,9 @@ func (l *Leading) condemn(
 	}
 	if !complete {
 		for id, since := range old { // not spoken of this time
-			next[id] = since
+			if len(next) < maxStale {
+				next[id] = since
+			}
 		}
 	}
 	t.mu.byStore[storeID] = next

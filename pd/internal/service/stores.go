@@ -37,6 +37,7 @@ func (s *Service) RegisterStore(
 		return out, nil
 	}
 	putStore(m, l, r.GetStore().GetStoreId())
+	l.runs.claim(r.GetStore().GetStoreId(), req.GetRun(), now)
 	if r.GetFirstRange() != nil {
 		s.o.Logger.Info("store bears the first range", "store", r.GetStore().GetStoreId())
 	}
@@ -114,6 +115,9 @@ func (s *Service) StoreHeartbeat(
 		return out, nil
 	}
 	rec, err := s.registered(m, l, req.GetStoreId())
+	if err == nil {
+		err = l.runs.check(req.GetStoreId(), req.GetRun(), time.Now())
+	}
 	if err != nil {
 		out.Error = s.pdError(err)
 		return out, nil

@@ -72,6 +72,9 @@ func (s *Service) RangeHeartbeat(
 	if err == nil {
 		_, err = s.registered(m, l, storeID)
 	}
+	if err == nil {
+		err = l.runs.check(storeID, req.GetRun(), time.Now())
+	}
 	if err != nil {
 		return stream.Send(&pdpb.RangeHeartbeatResponse{Error: s.pdError(err)})
 	}
@@ -123,6 +126,9 @@ func (s *Service) sendOrders(
 func (l *Leading) Ingest(
 	storeID uint64, req *pdpb.RangeHeartbeatRequest, now time.Time,
 ) []*pdpb.Order {
+	for _, f := range req.GetFailures() {
+		l.Operators.Refused(f)
+	}
 	for _, r := range req.GetRanges() {
 		if r.GetLeader().GetStoreId() == storeID {
 			l.Topology.Report(r, now)

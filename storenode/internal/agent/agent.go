@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/ridgekv/ridge/client/pdclient"
 	"github.com/ridgekv/ridge/client/storeclient"
@@ -70,8 +71,10 @@ type Options struct {
 	// are as in storenode.Options; all must be set.
 	HeartbeatInterval, RangeHeartbeatInterval time.Duration
 	PingInterval, SilenceAfter                time.Duration
-	Logger                                    *slog.Logger
-	Registerer                                prometheus.Registerer
+	// Run names this run of the process to PD.
+	Run        uint64
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
 }
 
 // Deps are the rooms and clients the agent works with.
@@ -87,6 +90,8 @@ type Deps struct {
 	Catalog   *catalog.Catalog
 	Host      Host
 	Evaluator Leaseholder
+	// Images bounds the range images sent here, at the rate PD asks for.
+	Images *rate.Limiter
 }
 
 // Agent is PD's hand on one store.
@@ -105,6 +110,7 @@ type Agent struct {
 	draining atomic.Bool
 
 	sizes  *sizes
+	rates  *rates
 	health *health
 	watch  *watch
 
@@ -113,6 +119,8 @@ type Agent struct {
 	mu      struct {
 		sync.Mutex
 		busy map[uint64]struct{}
+		// failures wait for the next report.
+		failures []*pdpb.OrderFailure
 	}
 }
 
@@ -124,7 +132,7 @@ func New(o Options, d Deps) *Agent {
 	a := &Agent{
 		o: o, d: d, metrics: newMetrics(o.Registerer), started: time.Now(),
 		kick: make(chan struct{}, 1), births: make(chan birth, 1024),
-		sizes: newSizes(), health: newHealth(), watch: newWatch(o.SilenceAfter),
+		sizes: newSizes(), rates: newRates(), health: newHealth(), watch: newWatch(o.SilenceAfter),
 	}
 	a.mu.busy = map[uint64]struct{}{}
 	a.config.Store(&pdpb.ClusterConfig{})
@@ -141,8 +149,19 @@ func (a *Agent) Kick() {
 
 // Configure takes over what PD says of its configuration.
 func (a *Agent) Configure(c *pdpb.ClusterConfig) {
-	if c != nil {
-		a.config.Store(c)
+	if c == nil {
+		return
+	}
+	a.config.Store(c)
+	if a.d.Images == nil {
+		return
+	}
+	limit := rate.Inf
+	if n := c.GetImageBytesPerSecond(); n > 0 {
+		limit = rate.Limit(n)
+	}
+	if a.d.Images.Limit() != limit {
+		a.d.Images.SetLimit(limit)
 	}
 }
 

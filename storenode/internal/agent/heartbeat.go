@@ -10,6 +10,7 @@ import (
 	logpb "github.com/ridgekv/ridge/proto/ridge/log/v1"
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 	"github.com/ridgekv/ridge/proto/ts"
+	"github.com/ridgekv/ridge/storenode/internal/evaluate"
 )
 
 // Register tells PD about the store and returns its answer. It tries until ctx
@@ -42,6 +43,7 @@ func final(err error) bool {
 	switch e.Reason {
 	case pdpb.PDErrorReason_PD_ERROR_REASON_CLUSTER_MISMATCH,
 		pdpb.PDErrorReason_PD_ERROR_REASON_STORE_GONE,
+		pdpb.PDErrorReason_PD_ERROR_REASON_STORE_DUPLICATE,
 		pdpb.PDErrorReason_PD_ERROR_REASON_ADDRESS_IN_USE,
 		pdpb.PDErrorReason_PD_ERROR_REASON_INVALID_ARGUMENT:
 		return true
@@ -101,6 +103,7 @@ func (a *Agent) storeReport() *pdpb.StoreHeartbeatRequest {
 		CapacityBytes: d.CapacityBytes, AvailableBytes: d.AvailableBytes, UsedBytes: d.UsedBytes,
 		StartedAtUnixMs: uint64(a.started.UnixMilli()),
 	}
+	counters := map[uint64]evaluate.Stats{}
 	for _, r := range a.d.Catalog.Replicas() {
 		stats.RangeCount++
 		if a.d.Host.Leader(r.RangeID()).Self {
@@ -115,8 +118,15 @@ func (a *Agent) storeReport() *pdpb.StoreHeartbeatRequest {
 		ops := a.d.Evaluator.Stats(r.RangeID())
 		stats.ReadOps += ops.ReadOps
 		stats.WriteOps += ops.WriteOps
+		counters[r.RangeID()] = ops
+	}
+	a.rates.take(counters, time.Now())
+	for id := range counters {
+		read, write := a.rates.of(id)
+		stats.ReadRate, stats.WriteRate = stats.ReadRate+read, stats.WriteRate+write
 	}
 	return &pdpb.StoreHeartbeatRequest{
 		StoreId: a.d.Self.GetStoreId(), Stats: stats, DiskState: d.State,
+		Run: a.o.Run,
 	}
 }

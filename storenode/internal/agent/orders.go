@@ -48,6 +48,7 @@ func (a *Agent) obey(ctx context.Context, o *pdpb.Order) {
 			result = "already done"
 		case err != nil:
 			result = "failed"
+			a.failed(o, err)
 			a.o.Logger.Info("order not carried out", "range", o.GetRangeId(),
 				"op", stepName(o), "epoch", o.GetEpoch().String(), "error", err)
 		default:

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"math/bits"
 	"time"
 
 	"github.com/ridgekv/ridge/client/pdclient"
@@ -27,6 +28,8 @@ type mark struct {
 	unborn             bool
 	lagging            uint64
 	sizeStep, keysSeen uint64
+	// load is the order of magnitude of the load: a change of it is worth a report.
+	load int
 }
 
 // reports keeps a stream to PD open: reports up, orders down.
@@ -126,7 +129,8 @@ func (a *Agent) report(sent map[uint64]mark, complete bool) *pdpb.RangeHeartbeat
 			m.Ranges = append(m.Ranges, a.rangeReport(r))
 		}
 	}
-	if !complete && len(m.Replicas) == 0 {
+	m.Run, m.Failures = a.o.Run, a.takeFailures()
+	if !complete && len(m.Replicas)+len(m.Failures) == 0 {
 		return nil
 	}
 	a.metrics.reports.Add(float64(len(m.Ranges)))
@@ -154,6 +158,8 @@ func (a *Agent) markOf(r *catalog.Replica) mark {
 				m.lagging |= 1 << (i % 64)
 			}
 		}
+		read, write := a.rates.of(r.RangeID())
+		m.load = bits.Len64((read + write) / 128)
 		size, keyCount, known := a.sizes.estimate(r)
 		if known {
 			m.sizeStep = 1 + size/max(a.splitSize()/16, 1)
@@ -199,6 +205,7 @@ func (a *Agent) rangeReport(r *catalog.Replica) *pdpb.RangeReport {
 		ReadOps: ops.ReadOps, WriteOps: ops.WriteOps,
 		HasUnbornChildren: len(s.Unborn()) > 0, AppliedIndex: applied.Index,
 	}
+	m.ReadRate, m.WriteRate = a.rates.of(r.RangeID())
 	m.SizeBytes, m.KeyCount, _ = a.sizes.estimate(r)
 	for _, p := range m.GetRange().GetReplicas() {
 		h := &pdpb.ReplicaHealth{ReplicaId: p.GetReplicaId()}

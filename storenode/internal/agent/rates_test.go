@@ -1,0 +1,42 @@
+package agent
+
+import (
+	"testing"
+	"time"
+
+	"github.com/ridgekv/ridge/storenode/internal/evaluate"
+)
+
+// TestRates: a steady load is known after a while, an end of it forgotten; a
+// counter that began anew, and a range that went, leave nothing behind.
+func TestRates(t *testing.T) {
+	r, now, c := newRates(), time.Unix(1000, 0), evaluate.Stats{}
+	step := func(reads, writes uint64) (uint64, uint64) {
+		now = now.Add(time.Second)
+		c.ReadOps, c.WriteOps = c.ReadOps+reads, c.WriteOps+writes
+		r.take(map[uint64]evaluate.Stats{7: c}, now)
+		return r.of(7)
+	}
+	var read, write uint64
+	for range 60 {
+		read, write = step(1000, 10)
+	}
+	if read < 990 || read > 1000 || write < 9 || write > 10 {
+		t.Fatalf("%d reads, %d writes a second", read, write)
+	}
+	for range 60 {
+		read, _ = step(0, 0)
+	}
+	if read > 1 {
+		t.Fatalf("%d reads a second of none", read)
+	}
+	step(5000, 0)
+	c = evaluate.Stats{}
+	if read, write = step(0, 0); read != 0 || write != 0 {
+		t.Fatalf("%d, %d after the counters began anew", read, write)
+	}
+	r.take(nil, now)
+	if len(r.mu.known) != 0 {
+		t.Fatal("a range that went is remembered")
+	}
+}

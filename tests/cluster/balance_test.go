@@ -1,0 +1,106 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"math"
+	"testing"
+	"time"
+
+	"github.com/ridgekv/ridge/tests/harness"
+)
+
+// TestFifthStore: sixteen ranges that were born on one store have their leaders
+// spread over four within seconds; then a fifth store joins under load. Replicas
+// and leaders end even, within 10 % or one, and stay where they are.
+func TestFifthStore(t *testing.T) {
+	c := harness.New(t, harness.Options{Stores: 4})
+	kv := c.Client(t)
+	l := startLoad(t, kv, "load/", 4)
+	for ch := byte('b'); ch <= 'p'; ch++ {
+		harness.Must(t, c.Split(t.Context(), fmt.Appendf(nil, "load/%c", ch)))
+	}
+	began := time.Now()
+	awaitEven(t, c, 4, 20*time.Second)
+	t.Logf("even on four stores %s after the last split", time.Since(began).Round(time.Millisecond))
+	_, err := c.AddStore(t.Context())
+	harness.Must(t, err)
+	began = time.Now()
+	awaitEven(t, c, 5, time.Minute)
+	t.Logf("even on five stores after %s", time.Since(began).Round(time.Millisecond))
+
+	harness.Must(t, harness.Eventually(t.Context(), 20*time.Second, "no operator in flight",
+		func(ctx context.Context) error {
+			r, err := c.PD().ListOperators(ctx)
+			if err == nil && len(r.GetOperators()) > 0 {
+				err = fmt.Errorf("in flight: %v", r.GetOperators())
+			}
+			return err
+		}))
+	before := whereabouts(t, c)
+	for range 25 {
+		l.awaitWrites(t, 20)
+		harness.Rest(t.Context(), 200*time.Millisecond)
+		if now := whereabouts(t, c); !maps.Equal(before, now) {
+			t.Fatalf("it does not stay still:\n%v\n%v", before, now)
+		}
+	}
+	l.verify(t)
+	_, err = c.AwaitEqual(t.Context(), time.Minute)
+	harness.Must(t, err)
+}
+
+// whereabouts is where every range is, and who leads it.
+func whereabouts(t *testing.T, c *harness.Cluster) map[uint64]string {
+	t.Helper()
+	routes, err := c.Routes(t.Context())
+	harness.Must(t, err)
+	out := map[uint64]string{}
+	for _, r := range routes {
+		out[r.GetRange().GetRangeId()] = fmt.Sprint(r.GetRange().GetReplicas(),
+			r.GetLeader().GetStoreId())
+	}
+	return out
+}
+
+// awaitEven waits until no store has more or fewer replicas or leaders than the
+// mean, but for 10 % or one.
+func awaitEven(t *testing.T, c *harness.Cluster, stores int, within time.Duration) {
+	t.Helper()
+	harness.Must(t, harness.Eventually(t.Context(), within, "an even cluster",
+		func(ctx context.Context) error {
+			routes, err := c.Routes(ctx)
+			if err != nil {
+				return err
+			}
+			leaders, replicas := map[uint64]int{}, map[uint64]int{}
+			for _, r := range routes {
+				leaders[r.GetLeader().GetStoreId()]++
+				for _, m := range r.GetRange().GetReplicas() {
+					replicas[m.GetStoreId()]++
+				}
+			}
+			if why := uneven(leaders, stores, len(routes)); why != "" {
+				return fmt.Errorf("leaders: %s", why)
+			}
+			if why := uneven(replicas, stores, 3*len(routes)); why != "" {
+				return fmt.Errorf("replicas: %s", why)
+			}
+			return nil
+		}))
+}
+
+func uneven(have map[uint64]int, stores, total int) string {
+	mean := float64(total) / float64(stores)
+	off := math.Max(0.1*mean, 1)
+	for _, n := range have {
+		if math.Abs(float64(n)-mean) > off {
+			return fmt.Sprintf("%v, the mean is %.1f", have, mean)
+		}
+	}
+	if len(have) != stores {
+		return fmt.Sprintf("%v, on %d stores", have, len(have))
+	}
+	return ""
+}
