@@ -35,15 +35,34 @@ type call struct {
 	bulk  bulkProgress
 	sweep []sweepRow
 
-	respond  func(*kvpb.Response)
-	finished func() // bookkeeping, called once before respond
+	// to takes the answer; nil: nobody waits for it.
+	to Responder
+	// reads is the worker that counts it among its pending reads.
+	reads    *worker
 	answered atomic.Bool
 }
 
+// Responder takes the answer to a request. Answer is called once, from any
+// goroutine, and must not block.
+type Responder interface{ Answer(*kvpb.Response) }
+
+// respondFunc is a function as a Responder.
+type respondFunc func(*kvpb.Response)
+
+// Answer implements Responder.
+func (f respondFunc) Answer(r *kvpb.Response) { f(r) }
+
 // newCall takes a request apart. The kind is KindUnknown when there is no body
 // this version knows.
-func newCall(req *kvpb.Request, respond func(*kvpb.Response)) *call {
-	c := &call{req: req, respond: respond}
+func newCall(req *kvpb.Request, to Responder) *call {
+	c := new(call)
+	c.take(req, to)
+	return c
+}
+
+// take is newCall for a call that exists.
+func (c *call) take(req *kvpb.Request, to Responder) {
+	c.req, c.to = req, to
 	switch b := req.GetBody().(type) {
 	case *kvpb.Request_Get:
 		c.kind, c.header = KindGet, b.Get.GetHeader()
@@ -81,7 +100,6 @@ func newCall(req *kvpb.Request, respond func(*kvpb.Response)) *call {
 		c.sizeBytes = len(c.span.Start) + len(c.span.End)
 	}
 	c.token = ts.Timestamp(c.header.GetToken())
-	return c
 }
 
 func (c *call) takeKey(key []byte) {
@@ -146,12 +164,12 @@ func (c *call) answer(r *kvpb.Response) {
 	if c.answered.Swap(true) {
 		return
 	}
-	if c.finished != nil {
-		c.finished()
+	if c.reads != nil {
+		c.reads.pending.Add(-1)
 	}
-	if c.respond != nil {
+	if c.to != nil {
 		r.Id = c.req.GetId()
-		c.respond(r)
+		c.to.Answer(r)
 	}
 }
 
@@ -198,6 +216,9 @@ func (c *call) failure(err error) *kvpb.Response {
 // errDeadline is the answer to a request whose time ran out before anything
 // was done.
 var errDeadline = errs.Unavailable{Part: "leaseholder (deadline passed)"}
+
+// errReader is the answer to a read whose time ran out before a reader came.
+var errReader = errs.Unavailable{Part: "reader (deadline passed)"}
 
 // errQuorum is the answer to a read that no quorum confirmed in time.
 var errQuorum = errs.Unavailable{Part: "quorum"}

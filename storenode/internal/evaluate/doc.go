@@ -70,9 +70,16 @@
 // # Reads
 //
 // A linearizable read joins the next ReadIndex round of its range; at most two
-// are under way. Then a reader goroutine takes the state, checks the epoch and
-// the span, reads one view, and looks whether the state is still the same
-// value. It does not need the lease, only a row with a TTL does. A stale read is
+// are under way. The reads of one message of a stream share a round, which
+// begins when all of them have joined; a read joins before its round
+// begins, which is all that the ReadIndex needs. When the round is over, all
+// its point reads take one state, check epoch and span against it, read one
+// view, and look whether the state is still the same value: what holds for one
+// of them holds for all, as state and view were taken after the round that all
+// had joined. The goroutine that hears of the end of the round answers the first
+// of them itself, readers the rest. What is out of the ordinary (an error, a row
+// with a TTL, a state that has moved) is read once more by itself. A linearizable
+// read does not need the lease, only a row with a TTL does. A stale read is
 // answered by any replica whose newest applied commit is young enough, since all
 // it lacks lies above; otherwise it asks the quorum too.
 //

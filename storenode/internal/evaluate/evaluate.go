@@ -232,12 +232,11 @@ func (ev *Evaluator) worker(rep *catalog.Replica) *worker {
 // Submit returns. It never blocks, and respond must not. header.range_id must
 // be set. A Scan is answered with one page.
 func (ev *Evaluator) Submit(req *kvpb.Request, respond func(*kvpb.Response)) {
-	ev.submit(req, respond, nil)
+	ev.submit(newCall(req, respondFunc(respond)), nil)
 }
 
-// submit is Submit; what it begins waits for the others of t.
-func (ev *Evaluator) submit(req *kvpb.Request, respond func(*kvpb.Response), t *together) {
-	c := newCall(req, respond)
+// submit is Submit of a call; what it begins waits for the others of t.
+func (ev *Evaluator) submit(c *call, t *together) {
 	ev.metrics.requests[c.kind].Inc()
 	w, err := ev.admitAtDoor(c)
 	if err != nil {
@@ -326,7 +325,7 @@ func (ev *Evaluator) submitRead(w *worker, c *call, t *together) {
 		c.fail(errs.Busy{Reason: "range reads", RetryAfter: 10 * time.Millisecond})
 		return
 	}
-	c.finished = func() { w.pending.Add(-1) }
+	c.reads = w
 	w.startRead(c, t)
 }
 

@@ -59,7 +59,7 @@ func TestDeposedWorkerJudgesNoTTL(t *testing.T) {
 	req := &kvpb.Request{Body: &kvpb.Request_Get{Get: &kvpb.GetRequest{
 		Header: a.header(), Key: []byte("k"),
 	}}}
-	read := newCall(req, func(r *kvpb.Response) { got = r })
+	read := newCall(req, respondFunc(func(r *kvpb.Response) { got = r }))
 	read.deadline = time.Now().Add(time.Minute)
 	w.read(read, readPlan{freshened: true})
 	if got.GetGet().GetFound() {

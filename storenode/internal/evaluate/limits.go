@@ -54,7 +54,7 @@ const (
 	// maxRounds is how many ReadIndex rounds of a range run at a time.
 	maxRounds = 2
 	// readChunk is how many reads of one round a reader goroutine takes.
-	readChunk = 32
+	readChunk = 64
 	// sweepChunk is how many expired rows one sweep write deletes.
 	sweepChunk = 512
 	// deleteChunk is how many keys one DeleteRange call deletes at most.

@@ -236,7 +236,7 @@ func (c *cluster) perform(rnd *rand.Rand, op regOp) (regResult, error) {
 	c.mu.Unlock()
 	send := func(req *kvpb.Request) *kvpb.Response {
 		out := make(chan *kvpb.Response, 2)
-		ev.Submit(req, func(r *kvpb.Response) { out <- r })
+		ev.SubmitAll([]Submission{{req, respondFunc(func(r *kvpb.Response) { out <- r })}})
 		return <-out
 	}
 	h, key := &kvpb.Header{RangeId: rangeOne, TimeoutMs: 250}, []byte(op.key)

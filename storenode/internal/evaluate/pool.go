@@ -2,6 +2,7 @@ package evaluate
 
 import (
 	"sync"
+	"sync/atomic"
 )
 
 // pool is the few goroutines that answer reads. Its queues are bounded by the
@@ -9,7 +10,9 @@ import (
 // half of the goroutines, so that they cannot hold up point reads.
 type pool struct {
 	readers int
-	mu      struct {
+	// guests are goroutines of the raft room that answer reads.
+	guests atomic.Int32
+	mu     struct {
 		sync.Mutex
 		points, scans []func()
 		scanning      int
@@ -50,9 +53,12 @@ func (p *pool) submit(scan bool, fns ...func()) {
 	p.more.Broadcast()
 }
 
-// submitOps hands the reads of one round over, in chunks.
-func (p *pool) submitOps(w *worker, ops []*readOp) {
-	var points []*readOp
+// answerOps answers the reads of one round. The goroutine that heard of the end
+// of the round answers the first chunk of point reads itself, which saves a
+// hand-off, unless as many do so already as there are readers. Scans and all
+// other chunks go to the readers.
+func (p *pool) answerOps(w *worker, ops []*readOp) {
+	points := ops[:0] // The round is over; nobody else looks at its list.
 	for _, op := range ops {
 		if op.confirm == nil && op.c.kind == KindScan {
 			p.submit(true, func() { op.run(w) })
@@ -60,19 +66,26 @@ func (p *pool) submitOps(w *worker, ops []*readOp) {
 		}
 		points = append(points, op)
 	}
+	if len(points) == 0 {
+		return
+	}
+	var own []*readOp
+	defer p.guests.Add(-1)
+	if p.guests.Add(1) <= int32(p.readers) {
+		own = points[:min(readChunk, len(points))]
+		points = points[len(own):]
+	}
 	var fns []func()
 	for len(points) > 0 {
-		n := min(readChunk, len(points))
-		chunk := points[:n]
-		points = points[n:]
-		fns = append(fns, func() {
-			for _, op := range chunk {
-				op.run(w)
-			}
-		})
+		chunk := points[:min(readChunk, len(points))]
+		points = points[len(chunk):]
+		fns = append(fns, func() { w.runAll(chunk) })
 	}
 	if len(fns) > 0 {
 		p.submit(false, fns...)
+	}
+	if len(own) > 0 {
+		w.runAll(own)
 	}
 }
 

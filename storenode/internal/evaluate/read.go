@@ -126,11 +126,11 @@ func (w *worker) read(c *call, p readPlan) {
 			}))
 			return
 		}
-		g := gather{ev: w.ev, st: st, view: w.ev.deps.Engine.View(), at: p.at, judgedAt: p.judgedAt}
-		if g.strict = p.judgedAt == 0 && !c.stale(); g.strict || p.judgedAt == 0 {
-			g.judgedAt, g.mayJudge = w.judge(st.Tenure())
+		g := gather{
+			w: w, st: st, applied: applied, view: w.ev.deps.Engine.View(),
+			at: p.at, judgedAt: p.judgedAt, strict: p.judgedAt == 0 && !c.stale(),
 		}
-		resp, err := g.answer(c, max(applied.MaxCommitTS, w.newest()))
+		resp, err := g.answer(c)
 		switch {
 		case w.rep.State() != st:
 			continue
@@ -186,12 +186,16 @@ func (w *worker) tooOld(c *call, err error) error {
 
 // gather reads rows for one answer from one view.
 type gather struct {
-	ev   *Evaluator
-	st   *catalog.State
-	view engine.View
-	at   ts.Timestamp
-	// judgedAt judges TTL. strict: only rows that are alive by it, and only if
-	// mayJudge, may be answered; else undecided is set.
+	w       *worker
+	st      *catalog.State
+	applied catalog.Applied
+	view    engine.View
+	at      ts.Timestamp
+	// judgedAt judges TTL; 0 until the first row with one asks the worker what
+	// the newest timestamp is, which may come after reading: what was said
+	// before this read came is then known all the more. strict: only rows that
+	// are alive by it, and only if mayJudge, may be answered; else undecided is
+	// set.
 	judgedAt  ts.Timestamp
 	strict    bool
 	mayJudge  bool
@@ -206,6 +210,9 @@ type gather struct {
 func (g *gather) keep(row engine.Row) bool {
 	if row.ExpiresAt != 0 {
 		g.sawTTL = true
+		if g.judgedAt == 0 {
+			g.judgedAt, g.mayJudge = g.w.judge(g.st.Tenure())
+		}
 		ok := alive(row, true, g.judgedAt)
 		if g.strict && (!ok || !g.mayJudge) {
 			g.undecided = true
@@ -235,25 +242,44 @@ func (g *gather) get(key []byte) (engine.Row, bool, error) {
 
 // token is the highest timestamp an answer depends on: that of its rows, or
 // for an absence the newest commit of the range.
-func (g *gather) token(absent bool, newest ts.Timestamp) uint64 {
+func (g *gather) token(absent bool) uint64 {
 	if g.at != 0 {
 		return uint64(g.at)
 	}
 	if absent {
-		return uint64(newest)
+		return uint64(max(g.applied.MaxCommitTS, g.w.newest()))
 	}
 	return uint64(g.newest)
 }
 
-func (g *gather) answer(c *call, newest ts.Timestamp) (*kvpb.Response, error) {
+// getAnswer is the answer to a Get in one piece of memory.
+type getAnswer struct {
+	response kvpb.Response
+	body     kvpb.Response_Get
+	get      kvpb.GetResponse
+	row      kvpb.Row
+}
+
+func (g *gather) answerGet(key []byte) (*kvpb.Response, error) {
+	row, found, err := g.get(key)
+	if err != nil {
+		return nil, err
+	}
+	a := &getAnswer{}
+	a.response.Body, a.body.Get = &a.body, &a.get
+	a.get.Found, a.get.Token = found, g.token(!found)
+	if found {
+		a.get.Row = &a.row
+		a.row.Key, a.row.Value = key, row.Value
+		a.row.CommitTs, a.row.ExpiresAt = uint64(row.CommitTS), uint64(row.ExpiresAt)
+	}
+	return &a.response, nil
+}
+
+func (g *gather) answer(c *call) (*kvpb.Response, error) {
 	switch b := c.req.GetBody().(type) {
 	case *kvpb.Request_Get:
-		row, found, err := g.get(b.Get.GetKey())
-		out := &kvpb.GetResponse{Found: found, Token: g.token(!found, newest)}
-		if found {
-			out.Row = rowProto(b.Get.GetKey(), row, false)
-		}
-		return &kvpb.Response{Body: &kvpb.Response_Get{Get: out}}, err
+		return g.answerGet(b.Get.GetKey())
 	case *kvpb.Request_BatchGet:
 		out := &kvpb.BatchGetResponse{}
 		size := 0
@@ -273,10 +299,10 @@ func (g *gather) answer(c *call, newest ts.Timestamp) (*kvpb.Response, error) {
 			}
 			out.Rows = append(out.Rows, rowProto(k, row, false))
 		}
-		out.Token = g.token(len(out.Rows) < len(c.keys), newest)
+		out.Token = g.token(len(out.Rows) < len(c.keys))
 		return &kvpb.Response{Body: &kvpb.Response_BatchGet{BatchGet: out}}, nil
 	default:
-		return g.page(c, newest)
+		return g.page(c)
 	}
 }
 

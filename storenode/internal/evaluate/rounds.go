@@ -5,7 +5,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/ridgekv/ridge/proto/errs"
+	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
 )
 
 // rounds shares ReadIndex rounds among the reads of a range: a read joins the
@@ -17,7 +17,9 @@ type rounds struct {
 		closed error
 		// waiting joins the next round; failed joins one again at retryAt.
 		waiting, failed []*readOp
-		retryAt         time.Time
+		// owed: a message that has not ended will begin a round.
+		owed    bool
+		retryAt time.Time
 		// flying are the rounds under way.
 		flying []*round
 	}
@@ -33,7 +35,7 @@ type readOp struct {
 	confirm *confirmation
 }
 
-// join adds a read to the next round and begins it if there is room.
+// join adds reads to the next round and begins it if there is room.
 func (r *rounds) join(ops ...*readOp) {
 	r.mu.Lock()
 	if err := r.mu.closed; err != nil {
@@ -84,7 +86,9 @@ func (r *rounds) ended(x *round, err error) {
 	case err != nil:
 		r.fellThrough(x.ops)
 	default:
-		r.w.ev.pool.submitOps(r.w, x.ops)
+		r.begin(next)
+		r.w.ev.pool.answerOps(r.w, x.ops)
+		return
 	}
 	r.begin(next)
 }
@@ -171,8 +175,39 @@ func (op *readOp) run(w *worker) {
 	case op.confirm != nil:
 		op.confirm.part(nil)
 	case op.c.expired(time.Now()):
-		op.c.fail(errs.Unavailable{Part: "reader (deadline passed)"})
+		op.c.fail(errReader)
 	default:
 		w.read(op.c, readPlan{})
 	}
+}
+
+// runAll answers the point reads of a round from one state and one view: the
+// state is taken after the round, and still the same after the last read. What
+// needs more (an error, a row with a TTL, a state that has moved) goes through
+// read by itself.
+func (w *worker) runAll(ops []*readOp) {
+	now := time.Now()
+	st, applied := w.rep.Both()
+	view := w.ev.deps.Engine.View()
+	answers := make([]*kvpb.Response, len(ops))
+	for i, op := range ops {
+		if op.confirm != nil || op.c.answered.Load() || op.c.expired(now) ||
+			w.ev.admit(op.c, st) != nil {
+			continue
+		}
+		g := gather{w: w, st: st, applied: applied, view: view, strict: !op.c.stale()}
+		if resp, err := g.answer(op.c); err == nil && !g.sawTTL {
+			answers[i] = resp
+		}
+	}
+	moved, answered := w.rep.State() != st, uint64(0)
+	for i, op := range ops {
+		if moved || answers[i] == nil {
+			op.run(w)
+			continue
+		}
+		op.c.answer(answers[i])
+		answered++
+	}
+	w.readOps.Add(answered)
 }

@@ -5,7 +5,6 @@ import (
 
 	"github.com/ridgekv/ridge/proto/keys"
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
-	"github.com/ridgekv/ridge/proto/ts"
 	"github.com/ridgekv/ridge/storenode/internal/engine"
 )
 
@@ -18,11 +17,11 @@ const (
 
 // page answers one page of a scan. It holds at least one row if there is one,
 // so a scan always comes on.
-func (g *gather) page(c *call, newest ts.Timestamp) (*kvpb.Response, error) {
+func (g *gather) page(c *call) (*kvpb.Response, error) {
 	r := c.req.GetScan()
 	limitBytes := int(r.GetPageBytes())
 	if limitBytes == 0 {
-		limitBytes = g.ev.limits.PageBytes
+		limitBytes = g.w.ev.limits.PageBytes
 	}
 	limitBytes = min(limitBytes, maxPageBytes)
 	out := &kvpb.ScanResponse{SnapshotTs: uint64(g.at)}
@@ -47,7 +46,7 @@ func (g *gather) page(c *call, newest ts.Timestamp) (*kvpb.Response, error) {
 		out.Rows = append(out.Rows, rowProto(kr.Key, kr.Row, r.GetKeysOnly()))
 		size += len(kr.Key) + len(kr.Row.Value) + rowOverheadBytes
 	}
-	out.Token = g.token(true, newest)
+	out.Token = g.token(true)
 	return &kvpb.Response{Body: &kvpb.Response_Scan{Scan: out}}, nil
 }
 

@@ -90,7 +90,7 @@ func (w *worker) submitSweep(ctx context.Context, rows []sweepRow) bool {
 	c := &call{
 		kind: KindSweep, header: &kvpb.Header{RangeId: w.rangeID}, req: &kvpb.Request{},
 		sweep: rows, deadline: time.Now().Add(w.ev.timing.request),
-		respond: func(r *kvpb.Response) { done <- r.GetError() == nil },
+		to: respondFunc(func(r *kvpb.Response) { done <- r.GetError() == nil }),
 	}
 	for _, r := range rows {
 		c.keys = append(c.keys, r.key)

@@ -7,9 +7,12 @@ import (
 // Submission is a request and who is told its answer.
 type Submission struct {
 	Request *kvpb.Request
-	// Respond must not block.
-	Respond func(*kvpb.Response)
+	To      Responder
 }
+
+// callsInPiece are allocated together. They are few, as the last one that is
+// answered keeps the memory of all.
+const callsInPiece = 32
 
 // SubmitAll is Submit for requests that came together. Of each range the
 // linearizable reads among them join one round, and its worker is woken once,
@@ -17,8 +20,15 @@ type Submission struct {
 func (ev *Evaluator) SubmitAll(all []Submission) {
 	var t together
 	defer t.begin()
-	for _, s := range all {
-		ev.submit(s.Request, s.Respond, &t)
+	var piece []call
+	for i, s := range all {
+		if len(piece) == 0 {
+			piece = make([]call, min(len(all)-i, callsInPiece))
+		}
+		c := &piece[0]
+		piece = piece[1:]
+		c.take(s.Request, s.To)
+		ev.submit(c, &t)
 	}
 }
 

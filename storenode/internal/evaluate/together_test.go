@@ -25,12 +25,12 @@ func TestTogether(t *testing.T) {
 	for i := range n {
 		key := fmt.Appendf(nil, "k%02d", i)
 		all = append(all, Submission{
-			Respond: func(r *kvpb.Response) { answers <- r },
+			To: respondFunc(func(r *kvpb.Response) { answers <- r }),
 			Request: &kvpb.Request{Id: uint64(i), Body: &kvpb.Request_Put{
 				Put: &kvpb.PutRequest{Header: s.header(), Key: key, Value: key},
 			}},
 		}, Submission{
-			Respond: func(r *kvpb.Response) { answers <- r },
+			To: respondFunc(func(r *kvpb.Response) { answers <- r }),
 			Request: &kvpb.Request{Id: uint64(n + i), Body: &kvpb.Request_CompareAndSwap{
 				// The overlay shows the put before it.
 				CompareAndSwap: &kvpb.CompareAndSwapRequest{
@@ -38,7 +38,7 @@ func TestTogether(t *testing.T) {
 				},
 			}},
 		}, Submission{
-			Respond: func(r *kvpb.Response) { answers <- r },
+			To: respondFunc(func(r *kvpb.Response) { answers <- r }),
 			Request: &kvpb.Request{Id: uint64(2*n + i), Body: &kvpb.Request_Get{
 				Get: &kvpb.GetRequest{Header: s.header(), Key: []byte("warm")},
 			}},

@@ -25,7 +25,7 @@ import (
 const APIVersion = 1
 
 // Evaluator turns requests into answers where this store holds the lease.
-// Submit never blocks and calls respond exactly once.
+// It never blocks and answers each request exactly once.
 type Evaluator interface {
 	Submit(request *kvpb.Request, respond func(*kvpb.Response))
 	// SubmitAll is Submit for requests that came together.

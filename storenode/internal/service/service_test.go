@@ -104,7 +104,7 @@ type fakeEvaluator struct {
 
 func (f *fakeEvaluator) SubmitAll(all []evaluate.Submission) {
 	for _, s := range all {
-		f.Submit(s.Request, s.Respond)
+		f.Submit(s.Request, s.To.Answer)
 	}
 }
 

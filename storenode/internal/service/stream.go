@@ -96,7 +96,7 @@ func (c *conversation) read(stream kvpb.KVService_StreamServer, m wire.Requests)
 				}
 			}
 			if c.admit(r, &seats[i]) {
-				admitted = append(admitted, evaluate.Submission{Request: r, Respond: seats[i].answer})
+				admitted = append(admitted, evaluate.Submission{Request: r, To: &seats[i]})
 			}
 		}
 		c.submit(admitted)
@@ -112,7 +112,7 @@ func (c *conversation) admit(request *kvpb.Request, seat *seat) (admitted bool) 
 	seat.c, seat.id, seat.bytes = c, request.GetId(), size
 	defer func() {
 		if p := recover(); p != nil {
-			seat.answer(c.s.panicked(request, p))
+			seat.Answer(c.s.panicked(request, p))
 			admitted = false
 		}
 	}()
@@ -131,7 +131,7 @@ func (c *conversation) admit(request *kvpb.Request, seat *seat) (admitted bool) 
 		err = c.load()
 	}
 	if err != nil {
-		seat.answer(refusal(request.GetId(), err))
+		seat.Answer(refusal(request.GetId(), err))
 		return false
 	}
 	return true
@@ -146,7 +146,7 @@ func (c *conversation) submit(admitted []evaluate.Submission) {
 	defer func() {
 		if p := recover(); p != nil {
 			for _, s := range admitted {
-				s.Respond(c.s.panicked(s.Request, p))
+				s.To.Answer(c.s.panicked(s.Request, p))
 			}
 		}
 	}()
@@ -178,8 +178,8 @@ type seat struct {
 	done  atomic.Bool
 }
 
-// answer is called from any goroutine; only its first call counts.
-func (t *seat) answer(r *kvpb.Response) {
+// Answer is called from any goroutine; only its first call counts.
+func (t *seat) Answer(r *kvpb.Response) {
 	if t.done.Swap(true) {
 		return
 	}
