@@ -10,6 +10,7 @@ import (
 
 	logpb "github.com/ridgekv/ridge/proto/ridge/log/v1"
 	"github.com/ridgekv/ridge/storenode/internal/engine"
+	"github.com/ridgekv/ridge/storenode/internal/raft"
 )
 
 const (
@@ -107,8 +108,8 @@ func (d directories) checkIdent(
 			"its log could vote twice: bring the log directory back, or remove %s too to start as a "+
 			"new store", d.engine, replicas, d.log, d.engine)
 	case was.GetLogKind() != now.GetLogKind():
-		return refuse("its Raft log is of kind %q, this binary writes %q: use the binary that "+
-			"wrote it", was.GetLogKind(), now.GetLogKind())
+		return refuse("its Raft log is of kind %q, which is frozen; the options ask for %q: leave "+
+			"the kind out, or use the binary that wrote it", was.GetLogKind(), now.GetLogKind())
 	case was.GetLogShards() != now.GetLogShards() || was.GetExecShards() != now.GetExecShards():
 		return refuse("it was made with %d log shards and %d exec shards, which are frozen; the "+
 			"options ask for %d and %d: set them back", was.GetLogShards(), was.GetExecShards(),
@@ -119,6 +120,16 @@ func (d directories) checkIdent(
 			was.GetClusterId(), now.GetClusterId(), d.engine, d.log)
 	}
 	return nil
+}
+
+// withLog fills in what the options leave open of the Raft log: as the
+// directory was made, or for a new one as raft does by default.
+func (o Options) withLog(was *logpb.StoreIdent) Options {
+	setDefault(&o.LogKind, was.GetLogKind())
+	setDefault(&o.LogShards, int(was.GetLogShards()))
+	setDefault(&o.ExecShards, int(was.GetExecShards()))
+	o.LogKind, o.LogShards, o.ExecShards = raft.LogDefaults(o.LogKind, o.LogShards, o.ExecShards)
+	return o
 }
 
 // readIdent returns the identity of an engine, nil if it has none yet.

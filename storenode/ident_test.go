@@ -169,3 +169,20 @@ func TestOptionsReportAllFaults(t *testing.T) {
 		t.Errorf("good options: %v", err)
 	}
 }
+
+// What the options leave open of the Raft log is as the directory was made;
+// what they ask for is compared.
+func TestWithLog(t *testing.T) {
+	was := &logpb.StoreIdent{LogKind: "sharded-pebble", LogShards: 4, ExecShards: 3}
+	o := Options{}.withLog(was)
+	if o.LogKind != "sharded-pebble" || o.LogShards != 4 || o.ExecShards != 3 {
+		t.Errorf("on a directory of Pebble: %s, %d, %d", o.LogKind, o.LogShards, o.ExecShards)
+	}
+	if o := (Options{LogKind: "ridge-log"}).withLog(was); o.LogKind != "ridge-log" {
+		t.Errorf("what was asked for became %s", o.LogKind)
+	}
+	o = Options{}.withLog(nil)
+	if o.LogKind != "ridge-log" || o.LogShards != 1 || o.ExecShards < 1 {
+		t.Errorf("on a new directory: %s, %d, %d", o.LogKind, o.LogShards, o.ExecShards)
+	}
+}

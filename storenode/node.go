@@ -109,6 +109,7 @@ func (n *node) openEngine(context.Context) error {
 	if err != nil {
 		return err
 	}
+	n.o = n.o.withLog(n.ident)
 	now, err := n.o.identNow()
 	if err != nil {
 		return err
@@ -134,7 +135,7 @@ func (o Options) identNow() (*logpb.StoreIdent, error) {
 		return nil, err
 	}
 	return &logpb.StoreIdent{
-		Format: identFormat, HostName: host, LogKind: raft.LogKind,
+		Format: identFormat, HostName: host, LogKind: o.LogKind,
 		LogShards: uint32(o.LogShards), ExecShards: uint32(o.ExecShards),
 	}, nil
 }
@@ -230,7 +231,7 @@ func (n *node) startRaft(ctx context.Context) error {
 		Dir: n.o.directories().log, ClusterID: n.ident.GetClusterId(),
 		StoreID: n.ident.GetStoreId(), ListenAddress: n.o.RaftListenAddress,
 		AdvertiseAddress: n.o.RaftAddress, Resolve: n.book.Resolve, Tick: n.o.Tick,
-		ExecShards: n.o.ExecShards, LogShards: n.o.LogShards,
+		ExecShards: n.o.ExecShards, LogShards: n.o.LogShards, LogKind: n.o.LogKind,
 		IntakeBytes: uint64(n.o.MemoryBytes / 16), Logger: n.o.Logger, Registerer: n.o.Registerer,
 	}
 	if t := n.o.TLS; t != nil {

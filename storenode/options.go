@@ -61,8 +61,14 @@ type Options struct {
 	// Tick is Raft's clock. Default 200 ms. Elections take 10 to 20 ticks when
 	// no store notices a death by itself.
 	Tick time.Duration
-	// ExecShards and LogShards are worker counts of Raft, frozen by the first
-	// start on a directory. Default: raft's.
+	// LogKind is the format of the Raft log: "ridge-log", one log and one fsync
+	// for all ranges, or "sharded-pebble", Dragonboat's own. Frozen by the first
+	// start on a directory. Default: what the directory was made with; for a
+	// new one "ridge-log".
+	LogKind string
+	// ExecShards are the workers that step Raft, LogShards the instances of
+	// Pebble (1 for "ridge-log"). Frozen and by default as LogKind; for a new
+	// directory: raft's.
 	ExecShards, LogShards int
 
 	// HeartbeatInterval is how often the store reports to PD. Default 1 s. Keep
@@ -137,8 +143,6 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.PingInterval, 100*time.Millisecond)
 	setDefault(&o.SilenceAfter, 500*time.Millisecond)
 	setDefault(&o.DrainTimeout, 5*time.Second)
-	setDefault(&o.ExecShards, 4)
-	setDefault(&o.LogShards, 4)
 	setDefault(&o.Logger, slog.New(slog.DiscardHandler))
 	e := &o.Engine
 	small := o.MemoryBytes < defaultMemoryBytes

@@ -46,8 +46,9 @@ var rooms = map[string]string{
 	"storenode/internal/engine":  "storenode/internal/engine",
 	"storenode/internal/catalog": "storenode/internal/engine",
 	"storenode/internal/apply":   "storenode/internal/catalog storenode/internal/engine",
-	"storenode/internal/raft": "storenode/internal/apply storenode/internal/catalog " +
-		"storenode/internal/engine",
+	"storenode/internal/raft": "storenode/internal/raft/logstore storenode/internal/apply " +
+		"storenode/internal/catalog storenode/internal/engine",
+	"storenode/internal/raft/logstore": "",
 	"storenode/internal/evaluate": "storenode/internal/raft storenode/internal/apply " +
 		"storenode/internal/catalog storenode/internal/engine",
 	"storenode/internal/service": "storenode/internal/evaluate storenode/internal/raft " +

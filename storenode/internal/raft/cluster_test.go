@@ -442,7 +442,7 @@ func applied(o Outcome) error {
 	return nil
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -458,7 +458,7 @@ func testContext(t *testing.T) context.Context {
 
 // eventually polls: what is waited for is the state of other goroutines of
 // several libraries.
-func eventually(t *testing.T, what string, cond func() error) {
+func eventually(t testing.TB, what string, cond func() error) {
 	t.Helper()
 	deadline := time.Now().Add(testTimeout)
 	for {

@@ -2,10 +2,13 @@ package raft
 
 import (
 	"math"
+	"path/filepath"
 	_ "unsafe" // for go:linkname
 
 	"github.com/lni/dragonboat/v4/config"
 	"github.com/lni/dragonboat/v4/raftio"
+
+	"github.com/ridgekv/ridge/storenode/internal/raft/logstore"
 )
 
 // This file is the only one that reaches past Dragonboat's public interface.
@@ -94,16 +97,29 @@ func setSoftSettings() map[string]uint64 {
 }
 
 // capturedLog is a factory that keeps the log it made.
-type capturedLog struct{ db raftio.ILogDB }
+type capturedLog struct {
+	kind string
+	db   raftio.ILogDB
+}
 
 // Name must be what Dragonboat's own factory would write into its flag file.
-func (c *capturedLog) Name() string { return LogKind }
+func (c *capturedLog) Name() string { return c.kind }
 
-// Create returns the log unwrapped: Dragonboat asserts its type.
+// Create returns a log of Pebble unwrapped: Dragonboat asserts its type.
 func (c *capturedLog) Create(
 	cfg config.NodeHostConfig, callback config.LogDBCallback, dirs, lowLatencyDirs []string,
 ) (raftio.ILogDB, error) {
-	db, err := newDefaultLogDB(cfg, callback, dirs, lowLatencyDirs)
-	c.db = db
-	return db, err
+	var err error
+	if c.kind == LogKindPebble {
+		c.db, err = newDefaultLogDB(cfg, callback, dirs, lowLatencyDirs)
+		return c.db, err
+	}
+	s, err := logstore.Open(logstore.Options{
+		Dir: filepath.Join(dirs[0], "raftlog"), Workers: int(cfg.Expert.Engine.ExecShards),
+	})
+	if err != nil {
+		return nil, err
+	}
+	c.db = s
+	return s, nil
 }

@@ -38,8 +38,8 @@ func TestSoftSettings(t *testing.T) {
 func TestCapturedLog(t *testing.T) {
 	h := newTestCluster(t, 1).stores[1].openOnly(t)
 	defer h.Close()
-	if h.logDB == nil || h.logDB.Name() != LogKind {
-		t.Fatalf("captured log: %v, want one called %s", h.logDB, LogKind)
+	if h.logDB == nil || h.logDB.Name() != LogKindRidge {
+		t.Fatalf("captured log: %v, want one called %s", h.logDB, LogKindRidge)
 	}
 	if h.nh.HasNodeInfo(7, 1) {
 		t.Fatal("a log of a replica that never was")

@@ -2,6 +2,8 @@ package raft
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ridgekv/ridge/storenode/internal/raft/logstore"
 )
 
 // metrics of this room.
@@ -44,6 +46,7 @@ func newMetrics(r prometheus.Registerer, h *Host) *metrics {
 	if r == nil {
 		return m
 	}
+	r.MustRegister(logMetrics(h)...)
 	r.MustRegister(m.proposals, m.reads, m.cuts, m.injections, m.changes,
 		m.leaderChanges, m.starts, m.quarantined, m.intakeDropped,
 		gauge("intake_bytes", "Entries received from leaders and not applied.",
@@ -56,6 +59,41 @@ func newMetrics(r prometheus.Registerer, h *Host) *metrics {
 			return h.count(func(r *replica) bool { return !r.leading().Known })
 		}))
 	return m
+}
+
+// logMetrics describe a log of ours; Pebble's has none.
+func logMetrics(h *Host) []prometheus.Collector {
+	if h.opts.LogKind != LogKindRidge {
+		return nil
+	}
+	stats := func(read func(logstore.Stats) float64) func() float64 {
+		return func() float64 {
+			if s, ok := h.logDB.(*logstore.Store); ok {
+				return read(s.Stats())
+			}
+			return 0
+		}
+	}
+	total := func(name, help string, read func(logstore.Stats) float64) prometheus.Collector {
+		return prometheus.NewCounterFunc(
+			prometheus.CounterOpts{Name: "ridge_raft_log_" + name, Help: help}, stats(read))
+	}
+	now := func(name, help string, read func(logstore.Stats) float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(
+			prometheus.GaugeOpts{Name: "ridge_raft_log_" + name, Help: help}, stats(read))
+	}
+	return []prometheus.Collector{
+		total("syncs_total", "Batches that were written and synced.",
+			func(s logstore.Stats) float64 { return float64(s.Syncs) }),
+		total("written_bytes_total", "Bytes written, those moved included.",
+			func(s logstore.Stats) float64 { return float64(s.Bytes) }),
+		total("moved_bytes_total", "Bytes written again to free a segment.",
+			func(s logstore.Stats) float64 { return float64(s.Moved) }),
+		now("size_bytes", "Bytes of all segments.",
+			func(s logstore.Stats) float64 { return float64(s.SizeBytes) }),
+		now("live_bytes", "Bytes of the segments that are needed.",
+			func(s logstore.Stats) float64 { return float64(s.LiveBytes) }),
+	}
 }
 
 func gauge(name, help string, value func() int) prometheus.Collector {

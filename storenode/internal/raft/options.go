@@ -8,10 +8,17 @@ import (
 
 	"github.com/lni/dragonboat/v4/config"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ridgekv/ridge/storenode/internal/raft/logstore"
 )
 
-// LogKind names the format of the Raft log, for the store's identity record.
-const LogKind = "sharded-pebble"
+// The formats of the Raft log, as the store's identity record names them.
+const (
+	// LogKindRidge is one log for all ranges of the store, see logstore.
+	LogKindRidge = logstore.Name
+	// LogKindPebble is Dragonboat's log: LogShards instances of Pebble.
+	LogKindPebble = "sharded-pebble"
+)
 
 // TLSFiles name PEM files. Every store shows a certificate of the CA whose
 // names cover the host part of its Raft address.
@@ -51,8 +58,11 @@ type Options struct {
 	// Default 4. Frozen by the first start. Fewer share an fsync among more
 	// ranges.
 	ExecShards int
-	// LogShards is the number of Pebble instances of the log. Default 4.
-	// Frozen by the first start.
+	// LogKind is the format of the log. Default LogKindRidge. Frozen by the
+	// first start.
+	LogKind string
+	// LogShards is the number of Pebble instances of the log. Default 4, and
+	// always 1 for LogKindRidge. Frozen by the first start.
 	LogShards int
 	// IntakeBytes bounds the entries of all ranges that this store has received
 	// from leaders and not applied; beyond it they are dropped and sent again
@@ -85,8 +95,7 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.Tick, 200*time.Millisecond)
 	setDefault(&o.HeartbeatTicks, 2)
 	setDefault(&o.ElectionTicks, 10)
-	setDefault(&o.ExecShards, 4)
-	setDefault(&o.LogShards, 4)
+	o.LogKind, o.LogShards, o.ExecShards = LogDefaults(o.LogKind, o.LogShards, o.ExecShards)
 	setDefault(&o.IntakeBytes, 64<<20)
 	setDefault(&o.LogSnapshotBytes, 16<<20)
 	setDefault(&o.LogSnapshotEntries, 20_000)
@@ -95,6 +104,17 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.BirthAlarmAfter, 30*time.Second)
 	setDefault(&o.Logger, slog.New(slog.DiscardHandler))
 	return o
+}
+
+// LogDefaults fills in what is zero of the settings that a first start freezes.
+func LogDefaults(kind string, logShards, execShards int) (string, int, int) {
+	setDefault(&kind, LogKindRidge)
+	if kind == LogKindRidge {
+		setDefault(&logShards, 1)
+	}
+	setDefault(&logShards, 4)
+	setDefault(&execShards, 4)
+	return kind, logShards, execShards
 }
 
 func setDefault[T comparable](p *T, v T) {
@@ -130,6 +150,10 @@ func (o Options) Validate() error {
 		o.ElectionTicks, o.HeartbeatTicks)
 	fault(o.ElectionTicks > maxElectionTicks, "%d election ticks, at most %d",
 		o.ElectionTicks, maxElectionTicks)
+	fault(o.LogKind != LogKindRidge && o.LogKind != LogKindPebble, "log kind %q, not %q or %q",
+		o.LogKind, LogKindRidge, LogKindPebble)
+	fault(o.LogKind == LogKindRidge && o.LogShards != 1, "%d log shards, %q has one",
+		o.LogShards, LogKindRidge)
 	fault(o.ExecShards < 1 || o.LogShards < 1, "%d exec shards, %d log shards",
 		o.ExecShards, o.LogShards)
 	fault(o.IntakeBytes < 8<<20, "an intake of %d bytes cannot hold several entries",

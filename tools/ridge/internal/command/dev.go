@@ -259,7 +259,8 @@ func (d *devCluster) addStore(i int) error {
 		GRPCAddress: address.GRPC, RaftListenAddress: address.Raft, Version: Version,
 		Insecure: d.v.Bool("insecure"), CapacityBytes: uint64(d.v.Int("storage.capacity")),
 		MemoryBytes: d.v.Int("memory"), SyncWrites: d.v.Bool("storage.sync_writes"),
-		Engine: engineOptions(d.v), Logger: d.logger.With("member", name), Registerer: registry,
+		LogKind: d.v.String("storage.raft_log"),
+		Engine:  engineOptions(d.v), Logger: d.logger.With("member", name), Registerer: registry,
 	})
 	if err != nil {
 		return usageError{err}

@@ -93,7 +93,8 @@ func storeOptions(v config.Values) storenode.Options {
 		Labels:            v.Labels("labels"), Version: Version, Insecure: v.Bool("insecure"),
 		CapacityBytes: uint64(v.Int("storage.capacity")), MemoryBytes: v.Int("memory"),
 		SyncWrites: v.Bool("storage.sync_writes"), Engine: engineOptions(v),
-		Tick: v.Duration("raft.tick"), DrainTimeout: v.Duration("drain_timeout"),
+		LogKind: v.String("storage.raft_log"),
+		Tick:    v.Duration("raft.tick"), DrainTimeout: v.Duration("drain_timeout"),
 	}
 }
 

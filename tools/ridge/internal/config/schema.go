@@ -203,6 +203,10 @@ func storage(dataPath string) []setting {
 			key: "storage.sync_writes", kind: kindBool,
 			help: "sync every commit (the Raft log is synced in any case)",
 		},
+		{
+			key: "storage.raft_log", kind: kindChoice, choices: []string{"ridge-log", "sharded-pebble"},
+			help: "format of the Raft log, frozen by the first start (default: as it is, new: ridge-log)",
+		},
 	}
 	all = slices.Concat(all, tree(), unsafe())
 	if dataPath == "" {
