@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -48,7 +49,9 @@ type driver struct {
 	oracle    *tso.Oracle
 	journal   *journal
 	began     time.Time
-	send      func(map[uint64][]*pdpb.Order)
+	// emptied says since when stores that leave hold nothing. Only run touches it.
+	emptied map[uint64]time.Time
+	send    func(map[uint64][]*pdpb.Order)
 
 	mu struct {
 		sync.Mutex
@@ -62,6 +65,7 @@ func newDriver(
 ) *driver {
 	return &driver{
 		s: s, m: m, topology: t, operators: c, oracle: o, began: time.Now(),
+		emptied: map[uint64]time.Time{},
 		journal: &journal{m: m, member: s.o.MemberID, writer: o.Epoch()},
 	}
 }
@@ -70,6 +74,41 @@ func newDriver(
 func (d *driver) settings() settings.Settings { return inForce(d.s.o, d.m) }
 
 func (d *driver) retention() time.Duration { return d.settings().Retention }
+
+// garbagePatience is how long an emptied store may take to delete what is left of
+// its data before it is gone all the same.
+const garbagePatience = 5 * time.Minute
+
+// retire declares stores gone that were told to leave and hold nothing more.
+func (d *driver) retire(ctx context.Context, v topology.View) {
+	emptied := schedule.Emptied(v, d.operators.Flight())
+	for id := range d.emptied {
+		if !slices.Contains(emptied, id) {
+			delete(d.emptied, id)
+		}
+	}
+	for _, id := range emptied {
+		if d.emptied[id].IsZero() {
+			d.emptied[id] = v.Now
+		}
+		if v.Store(id).Stats.GetGarbageSlices() > 0 && v.Now.Sub(d.emptied[id]) < garbagePatience {
+			continue
+		}
+		_, err := d.m.Propose(ctx, &pdpb.Command{Command: &pdpb.Command_PutStoreState{
+			PutStoreState: &pdpb.PutStoreState{
+				StoreId: id, State: metapb.StoreState_STORE_STATE_GONE,
+			},
+		}})
+		if err != nil {
+			continue // the next pass tries again
+		}
+		d.s.o.Logger.Info("store is gone", "store", id, "why", "it was decommissioned and is empty")
+		d.journal.add(&pdpb.Decision{
+			Kind: pdpb.DecisionKind_DECISION_KIND_STORE, StoreIds: []uint64{id},
+			What: fmt.Sprintf("store %d is gone", id), Why: "it was decommissioned and is empty",
+		})
+	}
+}
 
 // limits bound the operators.
 func limits(s settings.Settings) operator.Limits {
@@ -118,6 +157,7 @@ func (d *driver) pass(ctx context.Context, now time.Time) {
 	if waiting == "" {
 		verdicts = d.plan(ctx, v, now)
 	}
+	d.retire(ctx, v)
 	allow := func(r *topology.Range, s operator.Step) string { return schedule.Allow(v, r, s) }
 	orders, ended := d.operators.Advance(d.topology.Range, allow, now)
 	for _, e := range ended {

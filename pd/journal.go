@@ -120,3 +120,11 @@ func (j *journal) take() []*pdpb.Decision {
 	j.mu.waiting, j.mu.dropped = nil, 0
 	return batch
 }
+
+// list returns the decisions, oldest first: those written and those that wait.
+func (j *journal) list() []*pdpb.Decision {
+	out := j.m.Journal()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return append(out, j.mu.waiting...)
+}

@@ -72,3 +72,62 @@ func (c *Client) MoveLeader(
 	return admin(ctx, c, "move leader", pdpb.PDAdminServiceClient.MoveLeader,
 		&pdpb.MoveLeaderRequest{Header: c.header(), RangeId: rangeID, StoreId: storeID})
 }
+
+// DrainStore lets a store give its leaders away.
+func (c *Client) DrainStore(ctx context.Context, id uint64) (*pdpb.DrainStoreResponse, error) {
+	return admin(ctx, c, "drain store", pdpb.PDAdminServiceClient.DrainStore,
+		&pdpb.DrainStoreRequest{Header: c.header(), StoreId: id})
+}
+
+// DecommissionStore lets a store give its replicas away and go for ever.
+func (c *Client) DecommissionStore(
+	ctx context.Context, id uint64,
+) (*pdpb.DecommissionStoreResponse, error) {
+	return admin(ctx, c, "decommission store", pdpb.PDAdminServiceClient.DecommissionStore,
+		&pdpb.DecommissionStoreRequest{Header: c.header(), StoreId: id})
+}
+
+// ResumeStore calls a store back that drains or leaves.
+func (c *Client) ResumeStore(ctx context.Context, id uint64) (*pdpb.ResumeStoreResponse, error) {
+	return admin(ctx, c, "resume store", pdpb.PDAdminServiceClient.ResumeStore,
+		&pdpb.ResumeStoreRequest{Header: c.header(), StoreId: id})
+}
+
+// ForgetStore declares a lost store gone, for ever.
+func (c *Client) ForgetStore(ctx context.Context, id uint64) (*pdpb.ForgetStoreResponse, error) {
+	return admin(ctx, c, "forget store", pdpb.PDAdminServiceClient.ForgetStore,
+		&pdpb.ForgetStoreRequest{Header: c.header(), StoreId: id})
+}
+
+// DescribeStore tells what is left on a store, and what keeps it there.
+func (c *Client) DescribeStore(
+	ctx context.Context, id uint64,
+) (*pdpb.DescribeStoreResponse, error) {
+	return admin(ctx, c, "describe store", pdpb.PDAdminServiceClient.DescribeStore,
+		&pdpb.DescribeStoreRequest{Header: c.header(), StoreId: id})
+}
+
+// Explain tells the last decisions about something, and why nothing else is
+// done. It fills in r.Header.
+func (c *Client) Explain(
+	ctx context.Context, r *pdpb.ExplainRequest,
+) (*pdpb.ExplainResponse, error) {
+	r.Header = c.header()
+	return admin(ctx, c, "explain", pdpb.PDAdminServiceClient.Explain, r)
+}
+
+// MakePlan runs PD's planners on a picture of the cluster. It changes nothing.
+func (c *Client) MakePlan(
+	ctx context.Context, subject *pdpb.PlanSubject,
+) (*pdpb.MakePlanResponse, error) {
+	return admin(ctx, c, "make plan", pdpb.PDAdminServiceClient.MakePlan,
+		&pdpb.MakePlanRequest{Header: c.header(), Subject: subject})
+}
+
+// WhatIf tells what the loss of stores would mean, or their restart.
+func (c *Client) WhatIf(
+	ctx context.Context, restart bool, stores ...uint64,
+) (*pdpb.WhatIfResponse, error) {
+	return admin(ctx, c, "what if", pdpb.PDAdminServiceClient.WhatIf,
+		&pdpb.WhatIfRequest{Header: c.header(), StoreIds: stores, Restart: restart})
+}

@@ -47,9 +47,9 @@ type ManualMove struct {
 	Force bool
 }
 
-// Move plans a move by hand, or says why it is refused. r is nil when the range
+// MoveReplica plans a move by hand, or says why it is refused. r is nil when the range
 // is not known.
-func Move(v topology.View, r *topology.Range, m ManualMove) (*operator.Operator, *Refusal) {
+func MoveReplica(v topology.View, r *topology.Range, m ManualMove) (*operator.Operator, *Refusal) {
 	if no := known(v, r, m.RangeID); no != nil {
 		return nil, no
 	}
@@ -64,7 +64,7 @@ func Move(v topology.View, r *topology.Range, m ManualMove) (*operator.Operator,
 	case to == nil:
 		return nil, refuse(RefusedUnknown, "`ridge store list` names them", "there is no store %d", m.To)
 	}
-	if why, remedy := cannotReceive(v, to); why != "" {
+	if why, remedy := CannotReceive(v, to); why != "" {
 		return nil, refuse(RefusedState, remedy, "%s", why)
 	}
 	op := &operator.Operator{
@@ -132,22 +132,6 @@ func known(v topology.View, r *topology.Range, rangeID uint64) *Refusal {
 			rangeID)
 	}
 	return nil
-}
-
-// cannotReceive says why no replica can be placed on s, and what would help.
-func cannotReceive(v topology.View, s *topology.Store) (why, remedy string) {
-	id := s.Store.GetStoreId()
-	switch state := v.State(s); {
-	case state == metapb.StoreState_STORE_STATE_GONE:
-		return fmt.Sprintf("store %d is gone for ever", id), ""
-	case state == metapb.StoreState_STORE_STATE_DOWN || v.Silent(s):
-		return fmt.Sprintf("store %d is down or silent", id), "start it"
-	case state != metapb.StoreState_STORE_STATE_UP:
-		return fmt.Sprintf("store %d is %s", id, stateText(state)), "`ridge store resume` calls it back"
-	case !v.Receives(s):
-		return fmt.Sprintf("the disk of store %d is full", id), "free or add space there"
-	}
-	return "", ""
 }
 
 // on finds the replica of r on a store; nil when there is none.

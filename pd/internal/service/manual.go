@@ -50,7 +50,7 @@ func (s *Service) MoveReplica(
 	_, l, err := s.confirmed(ctx, req.GetHeader())
 	var info *pdpb.OperatorInfo
 	if err == nil {
-		op, no := schedule.Move(l.View(time.Now()), l.Topology.Range(req.GetRangeId()),
+		op, no := schedule.MoveReplica(l.View(time.Now()), l.Topology.Range(req.GetRangeId()),
 			schedule.ManualMove{
 				RangeID: req.GetRangeId(), From: req.GetFromStoreId(), To: req.GetToStoreId(),
 				Force: req.GetForce(),

@@ -40,8 +40,9 @@ type Leading struct {
 	// Settings are in force, Given are those this node was started with.
 	Settings func() settings.Settings
 	Given    settings.Settings
-	// Note adds to the journal.
-	Note func(*pdpb.Decision)
+	// Note adds to the journal, Journal lists it, oldest first.
+	Note    func(*pdpb.Decision)
+	Journal func() []*pdpb.Decision
 	// Done is closed when this node no longer leads.
 	Done <-chan struct{}
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/ridgekv/ridge/client/pdclient"
 	logpb "github.com/ridgekv/ridge/proto/ridge/log/v1"
+	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 	"github.com/ridgekv/ridge/proto/ts"
 	"github.com/ridgekv/ridge/storenode/internal/evaluate"
@@ -93,8 +94,21 @@ func (a *Agent) heartbeats(ctx context.Context) error {
 		a.metrics.heartbeats.Inc()
 		a.Configure(answer.GetConfig())
 		a.d.Engine.SetSafePoint(ts.Timestamp(answer.GetGcSafePoint()))
+		a.d.Engine.SetEmptying(a.emptied(answer.GetStores()))
 		return a.d.Book.Learn(answer.GetStores())
 	})
+}
+
+// emptied reports whether this store is leaving and holds no range any more:
+// then nothing needs to wait for its readers.
+func (a *Agent) emptied(stores []*metapb.Store) bool {
+	for _, s := range stores {
+		if s.GetStoreId() == a.d.Self.GetStoreId() {
+			return s.GetState() == metapb.StoreState_STORE_STATE_LEAVING &&
+				len(a.d.Catalog.Replicas()) == 0
+		}
+	}
+	return false
 }
 
 func (a *Agent) storeReport() *pdpb.StoreHeartbeatRequest {
@@ -102,6 +116,7 @@ func (a *Agent) storeReport() *pdpb.StoreHeartbeatRequest {
 	stats := &pdpb.StoreStats{
 		CapacityBytes: d.CapacityBytes, AvailableBytes: d.AvailableBytes, UsedBytes: d.UsedBytes,
 		StartedAtUnixMs: uint64(a.started.UnixMilli()),
+		GarbageSlices:   uint64(len(a.d.Engine.Garbage())),
 	}
 	counters := map[uint64]evaluate.Stats{}
 	for _, r := range a.d.Catalog.Replicas() {

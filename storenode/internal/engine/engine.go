@@ -29,9 +29,11 @@ type Seq uint64
 
 // Engine is the store's data. All methods may be called concurrently.
 type Engine struct {
-	opt  Options
-	lock *os.File
-	db   *badger.DB
+	// emptying: see SetEmptying.
+	emptying atomic.Bool
+	opt      Options
+	lock     *os.File
+	db       *badger.DB
 
 	committer *committer
 	// rows is nil when there is no row cache.

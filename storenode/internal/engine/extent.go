@@ -180,13 +180,22 @@ func decodeGarbage(b []byte) (GarbageSlice, error) {
 // collectRows is how many rows the collector deletes in one commit.
 const collectRows = 500
 
+// SetEmptying makes the collector delete what is on the garbage list at once
+// instead of minutes later. The caller knows that no range is left here which
+// anybody could be reading.
+func (e *Engine) SetEmptying(emptying bool) { e.emptying.Store(emptying) }
+
 // runCollector deletes the data of the garbage list, little by little.
 func (e *Engine) runCollector(ctx context.Context) error {
 	limit := rate.NewLimiter(rate.Limit(e.opt.CollectRowsPerSecond),
 		max(collectRows, e.opt.CollectRowsPerSecond))
 	interval := min(time.Second, max(e.opt.CollectAfter/4, 10*time.Millisecond))
 	return every(ctx, interval, func(ctx context.Context) error {
-		for _, en := range e.garbage.due(time.Now(), e.opt.CollectAfter) {
+		after := e.opt.CollectAfter
+		if e.emptying.Load() {
+			after = min(after, time.Second)
+		}
+		for _, en := range e.garbage.due(time.Now(), after) {
 			if err := e.collect(ctx, limit, en); err != nil {
 				return err
 			}

@@ -7,6 +7,7 @@
 package pdpb
 
 import (
+	v1 "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -883,11 +884,1650 @@ func (x *MoveLeaderResponse) GetOperator() *OperatorInfo {
 	return nil
 }
 
+type DrainStoreRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	StoreId       uint64                 `protobuf:"varint,2,opt,name=store_id,json=storeId,proto3" json:"store_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainStoreRequest) Reset() {
+	*x = DrainStoreRequest{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainStoreRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainStoreRequest) ProtoMessage() {}
+
+func (x *DrainStoreRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainStoreRequest.ProtoReflect.Descriptor instead.
+func (*DrainStoreRequest) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *DrainStoreRequest) GetHeader() *RequestHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *DrainStoreRequest) GetStoreId() uint64 {
+	if x != nil {
+		return x.StoreId
+	}
+	return 0
+}
+
+type DrainStoreResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Error         *PDError               `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	Store         *v1.Store              `protobuf:"bytes,2,opt,name=store,proto3" json:"store,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainStoreResponse) Reset() {
+	*x = DrainStoreResponse{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainStoreResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainStoreResponse) ProtoMessage() {}
+
+func (x *DrainStoreResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainStoreResponse.ProtoReflect.Descriptor instead.
+func (*DrainStoreResponse) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *DrainStoreResponse) GetError() *PDError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+func (x *DrainStoreResponse) GetStore() *v1.Store {
+	if x != nil {
+		return x.Store
+	}
+	return nil
+}
+
+type DecommissionStoreRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	StoreId       uint64                 `protobuf:"varint,2,opt,name=store_id,json=storeId,proto3" json:"store_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecommissionStoreRequest) Reset() {
+	*x = DecommissionStoreRequest{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecommissionStoreRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecommissionStoreRequest) ProtoMessage() {}
+
+func (x *DecommissionStoreRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecommissionStoreRequest.ProtoReflect.Descriptor instead.
+func (*DecommissionStoreRequest) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *DecommissionStoreRequest) GetHeader() *RequestHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *DecommissionStoreRequest) GetStoreId() uint64 {
+	if x != nil {
+		return x.StoreId
+	}
+	return 0
+}
+
+type DecommissionStoreResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Error         *PDError               `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	Store         *v1.Store              `protobuf:"bytes,2,opt,name=store,proto3" json:"store,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecommissionStoreResponse) Reset() {
+	*x = DecommissionStoreResponse{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecommissionStoreResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecommissionStoreResponse) ProtoMessage() {}
+
+func (x *DecommissionStoreResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecommissionStoreResponse.ProtoReflect.Descriptor instead.
+func (*DecommissionStoreResponse) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *DecommissionStoreResponse) GetError() *PDError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+func (x *DecommissionStoreResponse) GetStore() *v1.Store {
+	if x != nil {
+		return x.Store
+	}
+	return nil
+}
+
+type ResumeStoreRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	StoreId       uint64                 `protobuf:"varint,2,opt,name=store_id,json=storeId,proto3" json:"store_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeStoreRequest) Reset() {
+	*x = ResumeStoreRequest{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeStoreRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeStoreRequest) ProtoMessage() {}
+
+func (x *ResumeStoreRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeStoreRequest.ProtoReflect.Descriptor instead.
+func (*ResumeStoreRequest) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ResumeStoreRequest) GetHeader() *RequestHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *ResumeStoreRequest) GetStoreId() uint64 {
+	if x != nil {
+		return x.StoreId
+	}
+	return 0
+}
+
+type ResumeStoreResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Error         *PDError               `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	Store         *v1.Store              `protobuf:"bytes,2,opt,name=store,proto3" json:"store,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeStoreResponse) Reset() {
+	*x = ResumeStoreResponse{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeStoreResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeStoreResponse) ProtoMessage() {}
+
+func (x *ResumeStoreResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeStoreResponse.ProtoReflect.Descriptor instead.
+func (*ResumeStoreResponse) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ResumeStoreResponse) GetError() *PDError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+func (x *ResumeStoreResponse) GetStore() *v1.Store {
+	if x != nil {
+		return x.Store
+	}
+	return nil
+}
+
+type ForgetStoreRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	StoreId       uint64                 `protobuf:"varint,2,opt,name=store_id,json=storeId,proto3" json:"store_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetStoreRequest) Reset() {
+	*x = ForgetStoreRequest{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetStoreRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetStoreRequest) ProtoMessage() {}
+
+func (x *ForgetStoreRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetStoreRequest.ProtoReflect.Descriptor instead.
+func (*ForgetStoreRequest) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ForgetStoreRequest) GetHeader() *RequestHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *ForgetStoreRequest) GetStoreId() uint64 {
+	if x != nil {
+		return x.StoreId
+	}
+	return 0
+}
+
+type ForgetStoreResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Error         *PDError               `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	Store         *v1.Store              `protobuf:"bytes,2,opt,name=store,proto3" json:"store,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetStoreResponse) Reset() {
+	*x = ForgetStoreResponse{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetStoreResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetStoreResponse) ProtoMessage() {}
+
+func (x *ForgetStoreResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetStoreResponse.ProtoReflect.Descriptor instead.
+func (*ForgetStoreResponse) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ForgetStoreResponse) GetError() *PDError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+func (x *ForgetStoreResponse) GetStore() *v1.Store {
+	if x != nil {
+		return x.Store
+	}
+	return nil
+}
+
+type DescribeStoreRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	StoreId       uint64                 `protobuf:"varint,2,opt,name=store_id,json=storeId,proto3" json:"store_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DescribeStoreRequest) Reset() {
+	*x = DescribeStoreRequest{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DescribeStoreRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DescribeStoreRequest) ProtoMessage() {}
+
+func (x *DescribeStoreRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DescribeStoreRequest.ProtoReflect.Descriptor instead.
+func (*DescribeStoreRequest) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *DescribeStoreRequest) GetHeader() *RequestHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *DescribeStoreRequest) GetStoreId() uint64 {
+	if x != nil {
+		return x.StoreId
+	}
+	return 0
+}
+
+// Blocker is why something stays as it is.
+type Blocker struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// reason holds for range_count ranges, of which the first are named.
+	Reason     string   `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	RangeIds   []uint64 `protobuf:"varint,2,rep,packed,name=range_ids,json=rangeIds,proto3" json:"range_ids,omitempty"`
+	RangeCount uint32   `protobuf:"varint,3,opt,name=range_count,json=rangeCount,proto3" json:"range_count,omitempty"`
+	// remedy is what would make it possible; empty when it takes only time.
+	Remedy        string `protobuf:"bytes,4,opt,name=remedy,proto3" json:"remedy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Blocker) Reset() {
+	*x = Blocker{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Blocker) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Blocker) ProtoMessage() {}
+
+func (x *Blocker) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Blocker.ProtoReflect.Descriptor instead.
+func (*Blocker) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Blocker) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Blocker) GetRangeIds() []uint64 {
+	if x != nil {
+		return x.RangeIds
+	}
+	return nil
+}
+
+func (x *Blocker) GetRangeCount() uint32 {
+	if x != nil {
+		return x.RangeCount
+	}
+	return 0
+}
+
+func (x *Blocker) GetRemedy() string {
+	if x != nil {
+		return x.Remedy
+	}
+	return ""
+}
+
+type DescribeStoreResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Error *PDError               `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	Store *StoreInfo             `protobuf:"bytes,2,opt,name=store,proto3" json:"store,omitempty"`
+	// leaders, replicas and bytes are those of the ranges PD knows; held is what
+	// the store says it holds, replicas that are no members any more included.
+	Leaders  uint32 `protobuf:"varint,3,opt,name=leaders,proto3" json:"leaders,omitempty"`
+	Replicas uint32 `protobuf:"varint,4,opt,name=replicas,proto3" json:"replicas,omitempty"`
+	Bytes    uint64 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Held     uint32 `protobuf:"varint,6,opt,name=held,proto3" json:"held,omitempty"`
+	// moving are the changes in flight that concern the store.
+	Moving        uint32     `protobuf:"varint,7,opt,name=moving,proto3" json:"moving,omitempty"`
+	Blockers      []*Blocker `protobuf:"bytes,8,rep,name=blockers,proto3" json:"blockers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DescribeStoreResponse) Reset() {
+	*x = DescribeStoreResponse{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DescribeStoreResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DescribeStoreResponse) ProtoMessage() {}
+
+func (x *DescribeStoreResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DescribeStoreResponse.ProtoReflect.Descriptor instead.
+func (*DescribeStoreResponse) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *DescribeStoreResponse) GetError() *PDError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+func (x *DescribeStoreResponse) GetStore() *StoreInfo {
+	if x != nil {
+		return x.Store
+	}
+	return nil
+}
+
+func (x *DescribeStoreResponse) GetLeaders() uint32 {
+	if x != nil {
+		return x.Leaders
+	}
+	return 0
+}
+
+func (x *DescribeStoreResponse) GetReplicas() uint32 {
+	if x != nil {
+		return x.Replicas
+	}
+	return 0
+}
+
+func (x *DescribeStoreResponse) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *DescribeStoreResponse) GetHeld() uint32 {
+	if x != nil {
+		return x.Held
+	}
+	return 0
+}
+
+func (x *DescribeStoreResponse) GetMoving() uint32 {
+	if x != nil {
+		return x.Moving
+	}
+	return 0
+}
+
+func (x *DescribeStoreResponse) GetBlockers() []*Blocker {
+	if x != nil {
+		return x.Blockers
+	}
+	return nil
+}
+
+type ExplainRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Header *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	// Types that are valid to be assigned to Subject:
+	//
+	//	*ExplainRequest_RangeId
+	//	*ExplainRequest_Key
+	//	*ExplainRequest_StoreId
+	//	*ExplainRequest_Balance
+	Subject isExplainRequest_Subject `protobuf_oneof:"subject"`
+	// limit bounds the decisions; 0 means 20.
+	Limit         uint32 `protobuf:"varint,6,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainRequest) Reset() {
+	*x = ExplainRequest{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainRequest) ProtoMessage() {}
+
+func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
+func (*ExplainRequest) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ExplainRequest) GetHeader() *RequestHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *ExplainRequest) GetSubject() isExplainRequest_Subject {
+	if x != nil {
+		return x.Subject
+	}
+	return nil
+}
+
+func (x *ExplainRequest) GetRangeId() uint64 {
+	if x != nil {
+		if x, ok := x.Subject.(*ExplainRequest_RangeId); ok {
+			return x.RangeId
+		}
+	}
+	return 0
+}
+
+func (x *ExplainRequest) GetKey() []byte {
+	if x != nil {
+		if x, ok := x.Subject.(*ExplainRequest_Key); ok {
+			return x.Key
+		}
+	}
+	return nil
+}
+
+func (x *ExplainRequest) GetStoreId() uint64 {
+	if x != nil {
+		if x, ok := x.Subject.(*ExplainRequest_StoreId); ok {
+			return x.StoreId
+		}
+	}
+	return 0
+}
+
+func (x *ExplainRequest) GetBalance() bool {
+	if x != nil {
+		if x, ok := x.Subject.(*ExplainRequest_Balance); ok {
+			return x.Balance
+		}
+	}
+	return false
+}
+
+func (x *ExplainRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type isExplainRequest_Subject interface {
+	isExplainRequest_Subject()
+}
+
+type ExplainRequest_RangeId struct {
+	RangeId uint64 `protobuf:"varint,2,opt,name=range_id,json=rangeId,proto3,oneof"`
+}
+
+type ExplainRequest_Key struct {
+	Key []byte `protobuf:"bytes,3,opt,name=key,proto3,oneof"`
+}
+
+type ExplainRequest_StoreId struct {
+	StoreId uint64 `protobuf:"varint,4,opt,name=store_id,json=storeId,proto3,oneof"`
+}
+
+type ExplainRequest_Balance struct {
+	// balance: the whole cluster.
+	Balance bool `protobuf:"varint,5,opt,name=balance,proto3,oneof"`
+}
+
+func (*ExplainRequest_RangeId) isExplainRequest_Subject() {}
+
+func (*ExplainRequest_Key) isExplainRequest_Subject() {}
+
+func (*ExplainRequest_StoreId) isExplainRequest_Subject() {}
+
+func (*ExplainRequest_Balance) isExplainRequest_Subject() {}
+
+type ExplainResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Error *PDError               `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	// range is set when the question was about a range or a key.
+	Route  *Route           `protobuf:"bytes,2,opt,name=route,proto3" json:"route,omitempty"`
+	Health []*ReplicaHealth `protobuf:"bytes,3,rep,name=health,proto3" json:"health,omitempty"`
+	// stores: the one asked for, those of the range's replicas, or all.
+	Stores    []*StoreInfo    `protobuf:"bytes,4,rep,name=stores,proto3" json:"stores,omitempty"`
+	Operators []*OperatorInfo `protobuf:"bytes,5,rep,name=operators,proto3" json:"operators,omitempty"`
+	// blockers are why what PD would like to do is not done.
+	Blockers []*Blocker `protobuf:"bytes,6,rep,name=blockers,proto3" json:"blockers,omitempty"`
+	// decisions are the last ones, newest first.
+	Decisions []*Decision `protobuf:"bytes,7,rep,name=decisions,proto3" json:"decisions,omitempty"`
+	Waiting   string      `protobuf:"bytes,8,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	Pause     *Pause      `protobuf:"bytes,9,opt,name=pause,proto3" json:"pause,omitempty"`
+	// findings are sentences about the state now.
+	Findings      []string `protobuf:"bytes,10,rep,name=findings,proto3" json:"findings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainResponse) Reset() {
+	*x = ExplainResponse{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainResponse) ProtoMessage() {}
+
+func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
+func (*ExplainResponse) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ExplainResponse) GetError() *PDError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetRoute() *Route {
+	if x != nil {
+		return x.Route
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetHealth() []*ReplicaHealth {
+	if x != nil {
+		return x.Health
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetStores() []*StoreInfo {
+	if x != nil {
+		return x.Stores
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetOperators() []*OperatorInfo {
+	if x != nil {
+		return x.Operators
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetBlockers() []*Blocker {
+	if x != nil {
+		return x.Blockers
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetDecisions() []*Decision {
+	if x != nil {
+		return x.Decisions
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetWaiting() string {
+	if x != nil {
+		return x.Waiting
+	}
+	return ""
+}
+
+func (x *ExplainResponse) GetPause() *Pause {
+	if x != nil {
+		return x.Pause
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetFindings() []string {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
+// PlanSubject is what a plan shall bring about.
+type PlanSubject struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Subject:
+	//
+	//	*PlanSubject_DrainStoreId
+	//	*PlanSubject_DecommissionStoreId
+	//	*PlanSubject_Balance
+	//	*PlanSubject_Rule
+	Subject       isPlanSubject_Subject `protobuf_oneof:"subject"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanSubject) Reset() {
+	*x = PlanSubject{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanSubject) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanSubject) ProtoMessage() {}
+
+func (x *PlanSubject) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanSubject.ProtoReflect.Descriptor instead.
+func (*PlanSubject) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *PlanSubject) GetSubject() isPlanSubject_Subject {
+	if x != nil {
+		return x.Subject
+	}
+	return nil
+}
+
+func (x *PlanSubject) GetDrainStoreId() uint64 {
+	if x != nil {
+		if x, ok := x.Subject.(*PlanSubject_DrainStoreId); ok {
+			return x.DrainStoreId
+		}
+	}
+	return 0
+}
+
+func (x *PlanSubject) GetDecommissionStoreId() uint64 {
+	if x != nil {
+		if x, ok := x.Subject.(*PlanSubject_DecommissionStoreId); ok {
+			return x.DecommissionStoreId
+		}
+	}
+	return 0
+}
+
+func (x *PlanSubject) GetBalance() bool {
+	if x != nil {
+		if x, ok := x.Subject.(*PlanSubject_Balance); ok {
+			return x.Balance
+		}
+	}
+	return false
+}
+
+func (x *PlanSubject) GetRule() *PlacementRule {
+	if x != nil {
+		if x, ok := x.Subject.(*PlanSubject_Rule); ok {
+			return x.Rule
+		}
+	}
+	return nil
+}
+
+type isPlanSubject_Subject interface {
+	isPlanSubject_Subject()
+}
+
+type PlanSubject_DrainStoreId struct {
+	DrainStoreId uint64 `protobuf:"varint,1,opt,name=drain_store_id,json=drainStoreId,proto3,oneof"`
+}
+
+type PlanSubject_DecommissionStoreId struct {
+	DecommissionStoreId uint64 `protobuf:"varint,2,opt,name=decommission_store_id,json=decommissionStoreId,proto3,oneof"`
+}
+
+type PlanSubject_Balance struct {
+	Balance bool `protobuf:"varint,3,opt,name=balance,proto3,oneof"`
+}
+
+type PlanSubject_Rule struct {
+	// rule is set, or replaces the one of its id.
+	Rule *PlacementRule `protobuf:"bytes,5,opt,name=rule,proto3,oneof"`
+}
+
+func (*PlanSubject_DrainStoreId) isPlanSubject_Subject() {}
+
+func (*PlanSubject_DecommissionStoreId) isPlanSubject_Subject() {}
+
+func (*PlanSubject_Balance) isPlanSubject_Subject() {}
+
+func (*PlanSubject_Rule) isPlanSubject_Subject() {}
+
+type MakePlanRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Subject       *PlanSubject           `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MakePlanRequest) Reset() {
+	*x = MakePlanRequest{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MakePlanRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MakePlanRequest) ProtoMessage() {}
+
+func (x *MakePlanRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MakePlanRequest.ProtoReflect.Descriptor instead.
+func (*MakePlanRequest) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *MakePlanRequest) GetHeader() *RequestHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *MakePlanRequest) GetSubject() *PlanSubject {
+	if x != nil {
+		return x.Subject
+	}
+	return nil
+}
+
+type PlannedMove struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	RangeId uint64                 `protobuf:"varint,1,opt,name=range_id,json=rangeId,proto3" json:"range_id,omitempty"`
+	Steps   []string               `protobuf:"bytes,2,rep,name=steps,proto3" json:"steps,omitempty"`
+	Reason  string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// bytes are copied over the network.
+	Bytes uint64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// margin is how many live voters the range can lose at the worst step.
+	Margin        int32 `protobuf:"varint,5,opt,name=margin,proto3" json:"margin,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlannedMove) Reset() {
+	*x = PlannedMove{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlannedMove) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlannedMove) ProtoMessage() {}
+
+func (x *PlannedMove) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlannedMove.ProtoReflect.Descriptor instead.
+func (*PlannedMove) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *PlannedMove) GetRangeId() uint64 {
+	if x != nil {
+		return x.RangeId
+	}
+	return 0
+}
+
+func (x *PlannedMove) GetSteps() []string {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+func (x *PlannedMove) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *PlannedMove) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *PlannedMove) GetMargin() int32 {
+	if x != nil {
+		return x.Margin
+	}
+	return 0
+}
+
+// StoreForecast is a store before and after a plan.
+type StoreForecast struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	StoreId        uint64                 `protobuf:"varint,1,opt,name=store_id,json=storeId,proto3" json:"store_id,omitempty"`
+	State          v1.StoreState          `protobuf:"varint,2,opt,name=state,proto3,enum=ridge.meta.v1.StoreState" json:"state,omitempty"`
+	Replicas       uint32                 `protobuf:"varint,3,opt,name=replicas,proto3" json:"replicas,omitempty"`
+	ReplicasAfter  uint32                 `protobuf:"varint,4,opt,name=replicas_after,json=replicasAfter,proto3" json:"replicas_after,omitempty"`
+	Leaders        uint32                 `protobuf:"varint,5,opt,name=leaders,proto3" json:"leaders,omitempty"`
+	LeadersAfter   uint32                 `protobuf:"varint,6,opt,name=leaders_after,json=leadersAfter,proto3" json:"leaders_after,omitempty"`
+	Bytes          uint64                 `protobuf:"varint,7,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	BytesAfter     uint64                 `protobuf:"varint,8,opt,name=bytes_after,json=bytesAfter,proto3" json:"bytes_after,omitempty"`
+	AvailableBytes uint64                 `protobuf:"varint,9,opt,name=available_bytes,json=availableBytes,proto3" json:"available_bytes,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *StoreForecast) Reset() {
+	*x = StoreForecast{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreForecast) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreForecast) ProtoMessage() {}
+
+func (x *StoreForecast) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreForecast.ProtoReflect.Descriptor instead.
+func (*StoreForecast) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *StoreForecast) GetStoreId() uint64 {
+	if x != nil {
+		return x.StoreId
+	}
+	return 0
+}
+
+func (x *StoreForecast) GetState() v1.StoreState {
+	if x != nil {
+		return x.State
+	}
+	return v1.StoreState(0)
+}
+
+func (x *StoreForecast) GetReplicas() uint32 {
+	if x != nil {
+		return x.Replicas
+	}
+	return 0
+}
+
+func (x *StoreForecast) GetReplicasAfter() uint32 {
+	if x != nil {
+		return x.ReplicasAfter
+	}
+	return 0
+}
+
+func (x *StoreForecast) GetLeaders() uint32 {
+	if x != nil {
+		return x.Leaders
+	}
+	return 0
+}
+
+func (x *StoreForecast) GetLeadersAfter() uint32 {
+	if x != nil {
+		return x.LeadersAfter
+	}
+	return 0
+}
+
+func (x *StoreForecast) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *StoreForecast) GetBytesAfter() uint64 {
+	if x != nil {
+		return x.BytesAfter
+	}
+	return 0
+}
+
+func (x *StoreForecast) GetAvailableBytes() uint64 {
+	if x != nil {
+		return x.AvailableBytes
+	}
+	return 0
+}
+
+type Plan struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// plan_id names the moves and what they were planned upon.
+	PlanId       string         `protobuf:"bytes,1,opt,name=plan_id,json=planId,proto3" json:"plan_id,omitempty"`
+	What         string         `protobuf:"bytes,2,opt,name=what,proto3" json:"what,omitempty"`
+	Moves        []*PlannedMove `protobuf:"bytes,3,rep,name=moves,proto3" json:"moves,omitempty"`
+	ReplicaMoves uint32         `protobuf:"varint,4,opt,name=replica_moves,json=replicaMoves,proto3" json:"replica_moves,omitempty"`
+	LeaderMoves  uint32         `protobuf:"varint,5,opt,name=leader_moves,json=leaderMoves,proto3" json:"leader_moves,omitempty"`
+	Bytes        uint64         `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	EstimateMs   uint64         `protobuf:"varint,7,opt,name=estimate_ms,json=estimateMs,proto3" json:"estimate_ms,omitempty"`
+	// lowest_margin is how many live voters the worst range can lose at the worst
+	// step; margin_before the same of the ranges as they are.
+	LowestMargin  int32  `protobuf:"varint,8,opt,name=lowest_margin,json=lowestMargin,proto3" json:"lowest_margin,omitempty"`
+	LowestRangeId uint64 `protobuf:"varint,9,opt,name=lowest_range_id,json=lowestRangeId,proto3" json:"lowest_range_id,omitempty"`
+	MarginBefore  int32  `protobuf:"varint,10,opt,name=margin_before,json=marginBefore,proto3" json:"margin_before,omitempty"`
+	// blockers are what keeps the goal from being reached whole.
+	Blockers []*Blocker       `protobuf:"bytes,11,rep,name=blockers,proto3" json:"blockers,omitempty"`
+	Stores   []*StoreForecast `protobuf:"bytes,12,rep,name=stores,proto3" json:"stores,omitempty"`
+	// complete: the goal is reached when all moves are done.
+	Complete      bool `protobuf:"varint,16,opt,name=complete,proto3" json:"complete,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Plan) Reset() {
+	*x = Plan{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Plan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Plan) ProtoMessage() {}
+
+func (x *Plan) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Plan.ProtoReflect.Descriptor instead.
+func (*Plan) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *Plan) GetPlanId() string {
+	if x != nil {
+		return x.PlanId
+	}
+	return ""
+}
+
+func (x *Plan) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Plan) GetMoves() []*PlannedMove {
+	if x != nil {
+		return x.Moves
+	}
+	return nil
+}
+
+func (x *Plan) GetReplicaMoves() uint32 {
+	if x != nil {
+		return x.ReplicaMoves
+	}
+	return 0
+}
+
+func (x *Plan) GetLeaderMoves() uint32 {
+	if x != nil {
+		return x.LeaderMoves
+	}
+	return 0
+}
+
+func (x *Plan) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Plan) GetEstimateMs() uint64 {
+	if x != nil {
+		return x.EstimateMs
+	}
+	return 0
+}
+
+func (x *Plan) GetLowestMargin() int32 {
+	if x != nil {
+		return x.LowestMargin
+	}
+	return 0
+}
+
+func (x *Plan) GetLowestRangeId() uint64 {
+	if x != nil {
+		return x.LowestRangeId
+	}
+	return 0
+}
+
+func (x *Plan) GetMarginBefore() int32 {
+	if x != nil {
+		return x.MarginBefore
+	}
+	return 0
+}
+
+func (x *Plan) GetBlockers() []*Blocker {
+	if x != nil {
+		return x.Blockers
+	}
+	return nil
+}
+
+func (x *Plan) GetStores() []*StoreForecast {
+	if x != nil {
+		return x.Stores
+	}
+	return nil
+}
+
+func (x *Plan) GetComplete() bool {
+	if x != nil {
+		return x.Complete
+	}
+	return false
+}
+
+type MakePlanResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Error         *PDError               `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	Plan          *Plan                  `protobuf:"bytes,2,opt,name=plan,proto3" json:"plan,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MakePlanResponse) Reset() {
+	*x = MakePlanResponse{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MakePlanResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MakePlanResponse) ProtoMessage() {}
+
+func (x *MakePlanResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MakePlanResponse.ProtoReflect.Descriptor instead.
+func (*MakePlanResponse) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *MakePlanResponse) GetError() *PDError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+func (x *MakePlanResponse) GetPlan() *Plan {
+	if x != nil {
+		return x.Plan
+	}
+	return nil
+}
+
+type WhatIfRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Header   *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	StoreIds []uint64               `protobuf:"varint,2,rep,packed,name=store_ids,json=storeIds,proto3" json:"store_ids,omitempty"`
+	// restart: they come back soon, so nothing is moved; a voter that lags behind
+	// is not counted on.
+	Restart       bool `protobuf:"varint,3,opt,name=restart,proto3" json:"restart,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhatIfRequest) Reset() {
+	*x = WhatIfRequest{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhatIfRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhatIfRequest) ProtoMessage() {}
+
+func (x *WhatIfRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhatIfRequest.ProtoReflect.Descriptor instead.
+func (*WhatIfRequest) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *WhatIfRequest) GetHeader() *RequestHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *WhatIfRequest) GetStoreIds() []uint64 {
+	if x != nil {
+		return x.StoreIds
+	}
+	return nil
+}
+
+func (x *WhatIfRequest) GetRestart() bool {
+	if x != nil {
+		return x.Restart
+	}
+	return false
+}
+
+type WhatIfResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Error  *PDError               `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	Ranges uint32                 `protobuf:"varint,2,opt,name=ranges,proto3" json:"ranges,omitempty"`
+	// lost ranges would have no quorum; weakened ones too few live voters.
+	LostRangeIds []uint64 `protobuf:"varint,3,rep,packed,name=lost_range_ids,json=lostRangeIds,proto3" json:"lost_range_ids,omitempty"`
+	Lost         uint32   `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`
+	Weakened     uint32   `protobuf:"varint,5,opt,name=weakened,proto3" json:"weakened,omitempty"`
+	// led ranges would need another leader.
+	Led uint32 `protobuf:"varint,6,opt,name=led,proto3" json:"led,omitempty"`
+	// plan is what PD would do; absent for a restart.
+	Plan *Plan `protobuf:"bytes,7,opt,name=plan,proto3" json:"plan,omitempty"`
+	// blockers say why ranges would be lost or stay weakened.
+	Blockers []*Blocker `protobuf:"bytes,8,rep,name=blockers,proto3" json:"blockers,omitempty"`
+	// needed_bytes would have to be copied; free_bytes is the room for it.
+	NeededBytes uint64 `protobuf:"varint,9,opt,name=needed_bytes,json=neededBytes,proto3" json:"needed_bytes,omitempty"`
+	FreeBytes   uint64 `protobuf:"varint,10,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
+	// safe: no range would lose its quorum.
+	Safe          bool `protobuf:"varint,11,opt,name=safe,proto3" json:"safe,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhatIfResponse) Reset() {
+	*x = WhatIfResponse{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhatIfResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhatIfResponse) ProtoMessage() {}
+
+func (x *WhatIfResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhatIfResponse.ProtoReflect.Descriptor instead.
+func (*WhatIfResponse) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *WhatIfResponse) GetError() *PDError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+func (x *WhatIfResponse) GetRanges() uint32 {
+	if x != nil {
+		return x.Ranges
+	}
+	return 0
+}
+
+func (x *WhatIfResponse) GetLostRangeIds() []uint64 {
+	if x != nil {
+		return x.LostRangeIds
+	}
+	return nil
+}
+
+func (x *WhatIfResponse) GetLost() uint32 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *WhatIfResponse) GetWeakened() uint32 {
+	if x != nil {
+		return x.Weakened
+	}
+	return 0
+}
+
+func (x *WhatIfResponse) GetLed() uint32 {
+	if x != nil {
+		return x.Led
+	}
+	return 0
+}
+
+func (x *WhatIfResponse) GetPlan() *Plan {
+	if x != nil {
+		return x.Plan
+	}
+	return nil
+}
+
+func (x *WhatIfResponse) GetBlockers() []*Blocker {
+	if x != nil {
+		return x.Blockers
+	}
+	return nil
+}
+
+func (x *WhatIfResponse) GetNeededBytes() uint64 {
+	if x != nil {
+		return x.NeededBytes
+	}
+	return 0
+}
+
+func (x *WhatIfResponse) GetFreeBytes() uint64 {
+	if x != nil {
+		return x.FreeBytes
+	}
+	return 0
+}
+
+func (x *WhatIfResponse) GetSafe() bool {
+	if x != nil {
+		return x.Safe
+	}
+	return false
+}
+
 var File_ridge_pd_v1_admin_proto protoreflect.FileDescriptor
 
 const file_ridge_pd_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x17ridge/pd/v1/admin.proto\x12\vridge.pd.v1\x1a\x19ridge/pd/v1/journal.proto\x1a\x14ridge/pd/v1/pd.proto\"I\n" +
+	"\x17ridge/pd/v1/admin.proto\x12\vridge.pd.v1\x1a\x18ridge/meta/v1/meta.proto\x1a\x19ridge/pd/v1/journal.proto\x1a\x14ridge/pd/v1/pd.proto\"I\n" +
 	"\x13ListSettingsRequest\x122\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\"m\n" +
 	"\aSetting\x12\x10\n" +
@@ -945,7 +2585,132 @@ const file_ridge_pd_v1_admin_proto_rawDesc = "" +
 	"\bstore_id\x18\x03 \x01(\x04R\astoreId\"w\n" +
 	"\x12MoveLeaderResponse\x12*\n" +
 	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x125\n" +
-	"\boperator\x18\x02 \x01(\v2\x19.ridge.pd.v1.OperatorInfoR\boperator2\xd7\x04\n" +
+	"\boperator\x18\x02 \x01(\v2\x19.ridge.pd.v1.OperatorInfoR\boperator\"b\n" +
+	"\x11DrainStoreRequest\x122\n" +
+	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12\x19\n" +
+	"\bstore_id\x18\x02 \x01(\x04R\astoreId\"l\n" +
+	"\x12DrainStoreResponse\x12*\n" +
+	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x12*\n" +
+	"\x05store\x18\x02 \x01(\v2\x14.ridge.meta.v1.StoreR\x05store\"i\n" +
+	"\x18DecommissionStoreRequest\x122\n" +
+	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12\x19\n" +
+	"\bstore_id\x18\x02 \x01(\x04R\astoreId\"s\n" +
+	"\x19DecommissionStoreResponse\x12*\n" +
+	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x12*\n" +
+	"\x05store\x18\x02 \x01(\v2\x14.ridge.meta.v1.StoreR\x05store\"c\n" +
+	"\x12ResumeStoreRequest\x122\n" +
+	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12\x19\n" +
+	"\bstore_id\x18\x02 \x01(\x04R\astoreId\"m\n" +
+	"\x13ResumeStoreResponse\x12*\n" +
+	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x12*\n" +
+	"\x05store\x18\x02 \x01(\v2\x14.ridge.meta.v1.StoreR\x05store\"c\n" +
+	"\x12ForgetStoreRequest\x122\n" +
+	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12\x19\n" +
+	"\bstore_id\x18\x02 \x01(\x04R\astoreId\"m\n" +
+	"\x13ForgetStoreResponse\x12*\n" +
+	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x12*\n" +
+	"\x05store\x18\x02 \x01(\v2\x14.ridge.meta.v1.StoreR\x05store\"e\n" +
+	"\x14DescribeStoreRequest\x122\n" +
+	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12\x19\n" +
+	"\bstore_id\x18\x02 \x01(\x04R\astoreId\"w\n" +
+	"\aBlocker\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x1b\n" +
+	"\trange_ids\x18\x02 \x03(\x04R\brangeIds\x12\x1f\n" +
+	"\vrange_count\x18\x03 \x01(\rR\n" +
+	"rangeCount\x12\x16\n" +
+	"\x06remedy\x18\x04 \x01(\tR\x06remedy\"\x9b\x02\n" +
+	"\x15DescribeStoreResponse\x12*\n" +
+	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x12,\n" +
+	"\x05store\x18\x02 \x01(\v2\x16.ridge.pd.v1.StoreInfoR\x05store\x12\x18\n" +
+	"\aleaders\x18\x03 \x01(\rR\aleaders\x12\x1a\n" +
+	"\breplicas\x18\x04 \x01(\rR\breplicas\x12\x14\n" +
+	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\x12\x12\n" +
+	"\x04held\x18\x06 \x01(\rR\x04held\x12\x16\n" +
+	"\x06moving\x18\a \x01(\rR\x06moving\x120\n" +
+	"\bblockers\x18\b \x03(\v2\x14.ridge.pd.v1.BlockerR\bblockers\"\xcf\x01\n" +
+	"\x0eExplainRequest\x122\n" +
+	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12\x1b\n" +
+	"\brange_id\x18\x02 \x01(\x04H\x00R\arangeId\x12\x12\n" +
+	"\x03key\x18\x03 \x01(\fH\x00R\x03key\x12\x1b\n" +
+	"\bstore_id\x18\x04 \x01(\x04H\x00R\astoreId\x12\x1a\n" +
+	"\abalance\x18\x05 \x01(\bH\x00R\abalance\x12\x14\n" +
+	"\x05limit\x18\x06 \x01(\rR\x05limitB\t\n" +
+	"\asubject\"\xcb\x03\n" +
+	"\x0fExplainResponse\x12*\n" +
+	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x12(\n" +
+	"\x05route\x18\x02 \x01(\v2\x12.ridge.pd.v1.RouteR\x05route\x122\n" +
+	"\x06health\x18\x03 \x03(\v2\x1a.ridge.pd.v1.ReplicaHealthR\x06health\x12.\n" +
+	"\x06stores\x18\x04 \x03(\v2\x16.ridge.pd.v1.StoreInfoR\x06stores\x127\n" +
+	"\toperators\x18\x05 \x03(\v2\x19.ridge.pd.v1.OperatorInfoR\toperators\x120\n" +
+	"\bblockers\x18\x06 \x03(\v2\x14.ridge.pd.v1.BlockerR\bblockers\x123\n" +
+	"\tdecisions\x18\a \x03(\v2\x15.ridge.pd.v1.DecisionR\tdecisions\x12\x18\n" +
+	"\awaiting\x18\b \x01(\tR\awaiting\x12(\n" +
+	"\x05pause\x18\t \x01(\v2\x12.ridge.pd.v1.PauseR\x05pause\x12\x1a\n" +
+	"\bfindings\x18\n" +
+	" \x03(\tR\bfindings\"\xc4\x01\n" +
+	"\vPlanSubject\x12&\n" +
+	"\x0edrain_store_id\x18\x01 \x01(\x04H\x00R\fdrainStoreId\x124\n" +
+	"\x15decommission_store_id\x18\x02 \x01(\x04H\x00R\x13decommissionStoreId\x12\x1a\n" +
+	"\abalance\x18\x03 \x01(\bH\x00R\abalance\x120\n" +
+	"\x04rule\x18\x05 \x01(\v2\x1a.ridge.pd.v1.PlacementRuleH\x00R\x04ruleB\t\n" +
+	"\asubject\"y\n" +
+	"\x0fMakePlanRequest\x122\n" +
+	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x122\n" +
+	"\asubject\x18\x02 \x01(\v2\x18.ridge.pd.v1.PlanSubjectR\asubject\"\x84\x01\n" +
+	"\vPlannedMove\x12\x19\n" +
+	"\brange_id\x18\x01 \x01(\x04R\arangeId\x12\x14\n" +
+	"\x05steps\x18\x02 \x03(\tR\x05steps\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x16\n" +
+	"\x06margin\x18\x05 \x01(\x05R\x06margin\"\xbd\x02\n" +
+	"\rStoreForecast\x12\x19\n" +
+	"\bstore_id\x18\x01 \x01(\x04R\astoreId\x12/\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x19.ridge.meta.v1.StoreStateR\x05state\x12\x1a\n" +
+	"\breplicas\x18\x03 \x01(\rR\breplicas\x12%\n" +
+	"\x0ereplicas_after\x18\x04 \x01(\rR\rreplicasAfter\x12\x18\n" +
+	"\aleaders\x18\x05 \x01(\rR\aleaders\x12#\n" +
+	"\rleaders_after\x18\x06 \x01(\rR\fleadersAfter\x12\x14\n" +
+	"\x05bytes\x18\a \x01(\x04R\x05bytes\x12\x1f\n" +
+	"\vbytes_after\x18\b \x01(\x04R\n" +
+	"bytesAfter\x12'\n" +
+	"\x0favailable_bytes\x18\t \x01(\x04R\x0eavailableBytes\"\xd6\x03\n" +
+	"\x04Plan\x12\x17\n" +
+	"\aplan_id\x18\x01 \x01(\tR\x06planId\x12\x12\n" +
+	"\x04what\x18\x02 \x01(\tR\x04what\x12.\n" +
+	"\x05moves\x18\x03 \x03(\v2\x18.ridge.pd.v1.PlannedMoveR\x05moves\x12#\n" +
+	"\rreplica_moves\x18\x04 \x01(\rR\freplicaMoves\x12!\n" +
+	"\fleader_moves\x18\x05 \x01(\rR\vleaderMoves\x12\x14\n" +
+	"\x05bytes\x18\x06 \x01(\x04R\x05bytes\x12\x1f\n" +
+	"\vestimate_ms\x18\a \x01(\x04R\n" +
+	"estimateMs\x12#\n" +
+	"\rlowest_margin\x18\b \x01(\x05R\flowestMargin\x12&\n" +
+	"\x0flowest_range_id\x18\t \x01(\x04R\rlowestRangeId\x12#\n" +
+	"\rmargin_before\x18\n" +
+	" \x01(\x05R\fmarginBefore\x120\n" +
+	"\bblockers\x18\v \x03(\v2\x14.ridge.pd.v1.BlockerR\bblockers\x122\n" +
+	"\x06stores\x18\f \x03(\v2\x1a.ridge.pd.v1.StoreForecastR\x06stores\x12\x1a\n" +
+	"\bcomplete\x18\x10 \x01(\bR\bcomplete\"e\n" +
+	"\x10MakePlanResponse\x12*\n" +
+	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x12%\n" +
+	"\x04plan\x18\x02 \x01(\v2\x11.ridge.pd.v1.PlanR\x04plan\"z\n" +
+	"\rWhatIfRequest\x122\n" +
+	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12\x1b\n" +
+	"\tstore_ids\x18\x02 \x03(\x04R\bstoreIds\x12\x18\n" +
+	"\arestart\x18\x03 \x01(\bR\arestart\"\xeb\x02\n" +
+	"\x0eWhatIfResponse\x12*\n" +
+	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x12\x16\n" +
+	"\x06ranges\x18\x02 \x01(\rR\x06ranges\x12$\n" +
+	"\x0elost_range_ids\x18\x03 \x03(\x04R\flostRangeIds\x12\x12\n" +
+	"\x04lost\x18\x04 \x01(\rR\x04lost\x12\x1a\n" +
+	"\bweakened\x18\x05 \x01(\rR\bweakened\x12\x10\n" +
+	"\x03led\x18\x06 \x01(\rR\x03led\x12%\n" +
+	"\x04plan\x18\a \x01(\v2\x11.ridge.pd.v1.PlanR\x04plan\x120\n" +
+	"\bblockers\x18\b \x03(\v2\x14.ridge.pd.v1.BlockerR\bblockers\x12!\n" +
+	"\fneeded_bytes\x18\t \x01(\x04R\vneededBytes\x12\x1d\n" +
+	"\n" +
+	"free_bytes\x18\n" +
+	" \x01(\x04R\tfreeBytes\x12\x12\n" +
+	"\x04safe\x18\v \x01(\bR\x04safe2\xd8\t\n" +
 	"\x0ePDAdminService\x12S\n" +
 	"\fListSettings\x12 .ridge.pd.v1.ListSettingsRequest\x1a!.ridge.pd.v1.ListSettingsResponse\x12P\n" +
 	"\vSetSettings\x12\x1f.ridge.pd.v1.SetSettingsRequest\x1a .ridge.pd.v1.SetSettingsResponse\x12P\n" +
@@ -954,7 +2719,16 @@ const file_ridge_pd_v1_admin_proto_rawDesc = "" +
 	"\x0eCancelOperator\x12\".ridge.pd.v1.CancelOperatorRequest\x1a#.ridge.pd.v1.CancelOperatorResponse\x12P\n" +
 	"\vMoveReplica\x12\x1f.ridge.pd.v1.MoveReplicaRequest\x1a .ridge.pd.v1.MoveReplicaResponse\x12M\n" +
 	"\n" +
-	"MoveLeader\x12\x1e.ridge.pd.v1.MoveLeaderRequest\x1a\x1f.ridge.pd.v1.MoveLeaderResponseB1Z/github.com/ridgekv/ridge/proto/ridge/pd/v1;pdpbb\x06proto3"
+	"MoveLeader\x12\x1e.ridge.pd.v1.MoveLeaderRequest\x1a\x1f.ridge.pd.v1.MoveLeaderResponse\x12M\n" +
+	"\n" +
+	"DrainStore\x12\x1e.ridge.pd.v1.DrainStoreRequest\x1a\x1f.ridge.pd.v1.DrainStoreResponse\x12b\n" +
+	"\x11DecommissionStore\x12%.ridge.pd.v1.DecommissionStoreRequest\x1a&.ridge.pd.v1.DecommissionStoreResponse\x12P\n" +
+	"\vResumeStore\x12\x1f.ridge.pd.v1.ResumeStoreRequest\x1a .ridge.pd.v1.ResumeStoreResponse\x12P\n" +
+	"\vForgetStore\x12\x1f.ridge.pd.v1.ForgetStoreRequest\x1a .ridge.pd.v1.ForgetStoreResponse\x12V\n" +
+	"\rDescribeStore\x12!.ridge.pd.v1.DescribeStoreRequest\x1a\".ridge.pd.v1.DescribeStoreResponse\x12D\n" +
+	"\aExplain\x12\x1b.ridge.pd.v1.ExplainRequest\x1a\x1c.ridge.pd.v1.ExplainResponse\x12G\n" +
+	"\bMakePlan\x12\x1c.ridge.pd.v1.MakePlanRequest\x1a\x1d.ridge.pd.v1.MakePlanResponse\x12A\n" +
+	"\x06WhatIf\x12\x1a.ridge.pd.v1.WhatIfRequest\x1a\x1b.ridge.pd.v1.WhatIfResponseB1Z/github.com/ridgekv/ridge/proto/ridge/pd/v1;pdpbb\x06proto3"
 
 var (
 	file_ridge_pd_v1_admin_proto_rawDescOnce sync.Once
@@ -968,71 +2742,153 @@ func file_ridge_pd_v1_admin_proto_rawDescGZIP() []byte {
 	return file_ridge_pd_v1_admin_proto_rawDescData
 }
 
-var file_ridge_pd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_ridge_pd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_ridge_pd_v1_admin_proto_goTypes = []any{
-	(*ListSettingsRequest)(nil),    // 0: ridge.pd.v1.ListSettingsRequest
-	(*Setting)(nil),                // 1: ridge.pd.v1.Setting
-	(*ListSettingsResponse)(nil),   // 2: ridge.pd.v1.ListSettingsResponse
-	(*SetSettingsRequest)(nil),     // 3: ridge.pd.v1.SetSettingsRequest
-	(*SetSettingsResponse)(nil),    // 4: ridge.pd.v1.SetSettingsResponse
-	(*GetScheduleRequest)(nil),     // 5: ridge.pd.v1.GetScheduleRequest
-	(*GetScheduleResponse)(nil),    // 6: ridge.pd.v1.GetScheduleResponse
-	(*SetScheduleRequest)(nil),     // 7: ridge.pd.v1.SetScheduleRequest
-	(*SetScheduleResponse)(nil),    // 8: ridge.pd.v1.SetScheduleResponse
-	(*CancelOperatorRequest)(nil),  // 9: ridge.pd.v1.CancelOperatorRequest
-	(*CancelOperatorResponse)(nil), // 10: ridge.pd.v1.CancelOperatorResponse
-	(*MoveReplicaRequest)(nil),     // 11: ridge.pd.v1.MoveReplicaRequest
-	(*MoveReplicaResponse)(nil),    // 12: ridge.pd.v1.MoveReplicaResponse
-	(*MoveLeaderRequest)(nil),      // 13: ridge.pd.v1.MoveLeaderRequest
-	(*MoveLeaderResponse)(nil),     // 14: ridge.pd.v1.MoveLeaderResponse
-	nil,                            // 15: ridge.pd.v1.SetSettingsRequest.SetEntry
-	(*RequestHeader)(nil),          // 16: ridge.pd.v1.RequestHeader
-	(*PDError)(nil),                // 17: ridge.pd.v1.PDError
-	(*Pause)(nil),                  // 18: ridge.pd.v1.Pause
-	(*OperatorInfo)(nil),           // 19: ridge.pd.v1.OperatorInfo
+	(*ListSettingsRequest)(nil),       // 0: ridge.pd.v1.ListSettingsRequest
+	(*Setting)(nil),                   // 1: ridge.pd.v1.Setting
+	(*ListSettingsResponse)(nil),      // 2: ridge.pd.v1.ListSettingsResponse
+	(*SetSettingsRequest)(nil),        // 3: ridge.pd.v1.SetSettingsRequest
+	(*SetSettingsResponse)(nil),       // 4: ridge.pd.v1.SetSettingsResponse
+	(*GetScheduleRequest)(nil),        // 5: ridge.pd.v1.GetScheduleRequest
+	(*GetScheduleResponse)(nil),       // 6: ridge.pd.v1.GetScheduleResponse
+	(*SetScheduleRequest)(nil),        // 7: ridge.pd.v1.SetScheduleRequest
+	(*SetScheduleResponse)(nil),       // 8: ridge.pd.v1.SetScheduleResponse
+	(*CancelOperatorRequest)(nil),     // 9: ridge.pd.v1.CancelOperatorRequest
+	(*CancelOperatorResponse)(nil),    // 10: ridge.pd.v1.CancelOperatorResponse
+	(*MoveReplicaRequest)(nil),        // 11: ridge.pd.v1.MoveReplicaRequest
+	(*MoveReplicaResponse)(nil),       // 12: ridge.pd.v1.MoveReplicaResponse
+	(*MoveLeaderRequest)(nil),         // 13: ridge.pd.v1.MoveLeaderRequest
+	(*MoveLeaderResponse)(nil),        // 14: ridge.pd.v1.MoveLeaderResponse
+	(*DrainStoreRequest)(nil),         // 15: ridge.pd.v1.DrainStoreRequest
+	(*DrainStoreResponse)(nil),        // 16: ridge.pd.v1.DrainStoreResponse
+	(*DecommissionStoreRequest)(nil),  // 17: ridge.pd.v1.DecommissionStoreRequest
+	(*DecommissionStoreResponse)(nil), // 18: ridge.pd.v1.DecommissionStoreResponse
+	(*ResumeStoreRequest)(nil),        // 19: ridge.pd.v1.ResumeStoreRequest
+	(*ResumeStoreResponse)(nil),       // 20: ridge.pd.v1.ResumeStoreResponse
+	(*ForgetStoreRequest)(nil),        // 21: ridge.pd.v1.ForgetStoreRequest
+	(*ForgetStoreResponse)(nil),       // 22: ridge.pd.v1.ForgetStoreResponse
+	(*DescribeStoreRequest)(nil),      // 23: ridge.pd.v1.DescribeStoreRequest
+	(*Blocker)(nil),                   // 24: ridge.pd.v1.Blocker
+	(*DescribeStoreResponse)(nil),     // 25: ridge.pd.v1.DescribeStoreResponse
+	(*ExplainRequest)(nil),            // 26: ridge.pd.v1.ExplainRequest
+	(*ExplainResponse)(nil),           // 27: ridge.pd.v1.ExplainResponse
+	(*PlanSubject)(nil),               // 28: ridge.pd.v1.PlanSubject
+	(*MakePlanRequest)(nil),           // 29: ridge.pd.v1.MakePlanRequest
+	(*PlannedMove)(nil),               // 30: ridge.pd.v1.PlannedMove
+	(*StoreForecast)(nil),             // 31: ridge.pd.v1.StoreForecast
+	(*Plan)(nil),                      // 32: ridge.pd.v1.Plan
+	(*MakePlanResponse)(nil),          // 33: ridge.pd.v1.MakePlanResponse
+	(*WhatIfRequest)(nil),             // 34: ridge.pd.v1.WhatIfRequest
+	(*WhatIfResponse)(nil),            // 35: ridge.pd.v1.WhatIfResponse
+	nil,                               // 36: ridge.pd.v1.SetSettingsRequest.SetEntry
+	(*RequestHeader)(nil),             // 37: ridge.pd.v1.RequestHeader
+	(*PDError)(nil),                   // 38: ridge.pd.v1.PDError
+	(*Pause)(nil),                     // 39: ridge.pd.v1.Pause
+	(*OperatorInfo)(nil),              // 40: ridge.pd.v1.OperatorInfo
+	(*v1.Store)(nil),                  // 41: ridge.meta.v1.Store
+	(*StoreInfo)(nil),                 // 42: ridge.pd.v1.StoreInfo
+	(*Route)(nil),                     // 43: ridge.pd.v1.Route
+	(*ReplicaHealth)(nil),             // 44: ridge.pd.v1.ReplicaHealth
+	(*Decision)(nil),                  // 45: ridge.pd.v1.Decision
+	(*PlacementRule)(nil),             // 46: ridge.pd.v1.PlacementRule
+	(v1.StoreState)(0),                // 47: ridge.meta.v1.StoreState
 }
 var file_ridge_pd_v1_admin_proto_depIdxs = []int32{
-	16, // 0: ridge.pd.v1.ListSettingsRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	17, // 1: ridge.pd.v1.ListSettingsResponse.error:type_name -> ridge.pd.v1.PDError
+	37, // 0: ridge.pd.v1.ListSettingsRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	38, // 1: ridge.pd.v1.ListSettingsResponse.error:type_name -> ridge.pd.v1.PDError
 	1,  // 2: ridge.pd.v1.ListSettingsResponse.settings:type_name -> ridge.pd.v1.Setting
-	16, // 3: ridge.pd.v1.SetSettingsRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	15, // 4: ridge.pd.v1.SetSettingsRequest.set:type_name -> ridge.pd.v1.SetSettingsRequest.SetEntry
-	17, // 5: ridge.pd.v1.SetSettingsResponse.error:type_name -> ridge.pd.v1.PDError
+	37, // 3: ridge.pd.v1.SetSettingsRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	36, // 4: ridge.pd.v1.SetSettingsRequest.set:type_name -> ridge.pd.v1.SetSettingsRequest.SetEntry
+	38, // 5: ridge.pd.v1.SetSettingsResponse.error:type_name -> ridge.pd.v1.PDError
 	1,  // 6: ridge.pd.v1.SetSettingsResponse.settings:type_name -> ridge.pd.v1.Setting
-	16, // 7: ridge.pd.v1.GetScheduleRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	17, // 8: ridge.pd.v1.GetScheduleResponse.error:type_name -> ridge.pd.v1.PDError
-	18, // 9: ridge.pd.v1.GetScheduleResponse.pause:type_name -> ridge.pd.v1.Pause
-	16, // 10: ridge.pd.v1.SetScheduleRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	17, // 11: ridge.pd.v1.SetScheduleResponse.error:type_name -> ridge.pd.v1.PDError
-	18, // 12: ridge.pd.v1.SetScheduleResponse.pause:type_name -> ridge.pd.v1.Pause
-	16, // 13: ridge.pd.v1.CancelOperatorRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	17, // 14: ridge.pd.v1.CancelOperatorResponse.error:type_name -> ridge.pd.v1.PDError
-	19, // 15: ridge.pd.v1.CancelOperatorResponse.operator:type_name -> ridge.pd.v1.OperatorInfo
-	16, // 16: ridge.pd.v1.MoveReplicaRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	17, // 17: ridge.pd.v1.MoveReplicaResponse.error:type_name -> ridge.pd.v1.PDError
-	19, // 18: ridge.pd.v1.MoveReplicaResponse.operator:type_name -> ridge.pd.v1.OperatorInfo
-	16, // 19: ridge.pd.v1.MoveLeaderRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	17, // 20: ridge.pd.v1.MoveLeaderResponse.error:type_name -> ridge.pd.v1.PDError
-	19, // 21: ridge.pd.v1.MoveLeaderResponse.operator:type_name -> ridge.pd.v1.OperatorInfo
-	0,  // 22: ridge.pd.v1.PDAdminService.ListSettings:input_type -> ridge.pd.v1.ListSettingsRequest
-	3,  // 23: ridge.pd.v1.PDAdminService.SetSettings:input_type -> ridge.pd.v1.SetSettingsRequest
-	5,  // 24: ridge.pd.v1.PDAdminService.GetSchedule:input_type -> ridge.pd.v1.GetScheduleRequest
-	7,  // 25: ridge.pd.v1.PDAdminService.SetSchedule:input_type -> ridge.pd.v1.SetScheduleRequest
-	9,  // 26: ridge.pd.v1.PDAdminService.CancelOperator:input_type -> ridge.pd.v1.CancelOperatorRequest
-	11, // 27: ridge.pd.v1.PDAdminService.MoveReplica:input_type -> ridge.pd.v1.MoveReplicaRequest
-	13, // 28: ridge.pd.v1.PDAdminService.MoveLeader:input_type -> ridge.pd.v1.MoveLeaderRequest
-	2,  // 29: ridge.pd.v1.PDAdminService.ListSettings:output_type -> ridge.pd.v1.ListSettingsResponse
-	4,  // 30: ridge.pd.v1.PDAdminService.SetSettings:output_type -> ridge.pd.v1.SetSettingsResponse
-	6,  // 31: ridge.pd.v1.PDAdminService.GetSchedule:output_type -> ridge.pd.v1.GetScheduleResponse
-	8,  // 32: ridge.pd.v1.PDAdminService.SetSchedule:output_type -> ridge.pd.v1.SetScheduleResponse
-	10, // 33: ridge.pd.v1.PDAdminService.CancelOperator:output_type -> ridge.pd.v1.CancelOperatorResponse
-	12, // 34: ridge.pd.v1.PDAdminService.MoveReplica:output_type -> ridge.pd.v1.MoveReplicaResponse
-	14, // 35: ridge.pd.v1.PDAdminService.MoveLeader:output_type -> ridge.pd.v1.MoveLeaderResponse
-	29, // [29:36] is the sub-list for method output_type
-	22, // [22:29] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	37, // 7: ridge.pd.v1.GetScheduleRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	38, // 8: ridge.pd.v1.GetScheduleResponse.error:type_name -> ridge.pd.v1.PDError
+	39, // 9: ridge.pd.v1.GetScheduleResponse.pause:type_name -> ridge.pd.v1.Pause
+	37, // 10: ridge.pd.v1.SetScheduleRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	38, // 11: ridge.pd.v1.SetScheduleResponse.error:type_name -> ridge.pd.v1.PDError
+	39, // 12: ridge.pd.v1.SetScheduleResponse.pause:type_name -> ridge.pd.v1.Pause
+	37, // 13: ridge.pd.v1.CancelOperatorRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	38, // 14: ridge.pd.v1.CancelOperatorResponse.error:type_name -> ridge.pd.v1.PDError
+	40, // 15: ridge.pd.v1.CancelOperatorResponse.operator:type_name -> ridge.pd.v1.OperatorInfo
+	37, // 16: ridge.pd.v1.MoveReplicaRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	38, // 17: ridge.pd.v1.MoveReplicaResponse.error:type_name -> ridge.pd.v1.PDError
+	40, // 18: ridge.pd.v1.MoveReplicaResponse.operator:type_name -> ridge.pd.v1.OperatorInfo
+	37, // 19: ridge.pd.v1.MoveLeaderRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	38, // 20: ridge.pd.v1.MoveLeaderResponse.error:type_name -> ridge.pd.v1.PDError
+	40, // 21: ridge.pd.v1.MoveLeaderResponse.operator:type_name -> ridge.pd.v1.OperatorInfo
+	37, // 22: ridge.pd.v1.DrainStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	38, // 23: ridge.pd.v1.DrainStoreResponse.error:type_name -> ridge.pd.v1.PDError
+	41, // 24: ridge.pd.v1.DrainStoreResponse.store:type_name -> ridge.meta.v1.Store
+	37, // 25: ridge.pd.v1.DecommissionStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	38, // 26: ridge.pd.v1.DecommissionStoreResponse.error:type_name -> ridge.pd.v1.PDError
+	41, // 27: ridge.pd.v1.DecommissionStoreResponse.store:type_name -> ridge.meta.v1.Store
+	37, // 28: ridge.pd.v1.ResumeStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	38, // 29: ridge.pd.v1.ResumeStoreResponse.error:type_name -> ridge.pd.v1.PDError
+	41, // 30: ridge.pd.v1.ResumeStoreResponse.store:type_name -> ridge.meta.v1.Store
+	37, // 31: ridge.pd.v1.ForgetStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	38, // 32: ridge.pd.v1.ForgetStoreResponse.error:type_name -> ridge.pd.v1.PDError
+	41, // 33: ridge.pd.v1.ForgetStoreResponse.store:type_name -> ridge.meta.v1.Store
+	37, // 34: ridge.pd.v1.DescribeStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	38, // 35: ridge.pd.v1.DescribeStoreResponse.error:type_name -> ridge.pd.v1.PDError
+	42, // 36: ridge.pd.v1.DescribeStoreResponse.store:type_name -> ridge.pd.v1.StoreInfo
+	24, // 37: ridge.pd.v1.DescribeStoreResponse.blockers:type_name -> ridge.pd.v1.Blocker
+	37, // 38: ridge.pd.v1.ExplainRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	38, // 39: ridge.pd.v1.ExplainResponse.error:type_name -> ridge.pd.v1.PDError
+	43, // 40: ridge.pd.v1.ExplainResponse.route:type_name -> ridge.pd.v1.Route
+	44, // 41: ridge.pd.v1.ExplainResponse.health:type_name -> ridge.pd.v1.ReplicaHealth
+	42, // 42: ridge.pd.v1.ExplainResponse.stores:type_name -> ridge.pd.v1.StoreInfo
+	40, // 43: ridge.pd.v1.ExplainResponse.operators:type_name -> ridge.pd.v1.OperatorInfo
+	24, // 44: ridge.pd.v1.ExplainResponse.blockers:type_name -> ridge.pd.v1.Blocker
+	45, // 45: ridge.pd.v1.ExplainResponse.decisions:type_name -> ridge.pd.v1.Decision
+	39, // 46: ridge.pd.v1.ExplainResponse.pause:type_name -> ridge.pd.v1.Pause
+	46, // 47: ridge.pd.v1.PlanSubject.rule:type_name -> ridge.pd.v1.PlacementRule
+	37, // 48: ridge.pd.v1.MakePlanRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	28, // 49: ridge.pd.v1.MakePlanRequest.subject:type_name -> ridge.pd.v1.PlanSubject
+	47, // 50: ridge.pd.v1.StoreForecast.state:type_name -> ridge.meta.v1.StoreState
+	30, // 51: ridge.pd.v1.Plan.moves:type_name -> ridge.pd.v1.PlannedMove
+	24, // 52: ridge.pd.v1.Plan.blockers:type_name -> ridge.pd.v1.Blocker
+	31, // 53: ridge.pd.v1.Plan.stores:type_name -> ridge.pd.v1.StoreForecast
+	38, // 54: ridge.pd.v1.MakePlanResponse.error:type_name -> ridge.pd.v1.PDError
+	32, // 55: ridge.pd.v1.MakePlanResponse.plan:type_name -> ridge.pd.v1.Plan
+	37, // 56: ridge.pd.v1.WhatIfRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	38, // 57: ridge.pd.v1.WhatIfResponse.error:type_name -> ridge.pd.v1.PDError
+	32, // 58: ridge.pd.v1.WhatIfResponse.plan:type_name -> ridge.pd.v1.Plan
+	24, // 59: ridge.pd.v1.WhatIfResponse.blockers:type_name -> ridge.pd.v1.Blocker
+	0,  // 60: ridge.pd.v1.PDAdminService.ListSettings:input_type -> ridge.pd.v1.ListSettingsRequest
+	3,  // 61: ridge.pd.v1.PDAdminService.SetSettings:input_type -> ridge.pd.v1.SetSettingsRequest
+	5,  // 62: ridge.pd.v1.PDAdminService.GetSchedule:input_type -> ridge.pd.v1.GetScheduleRequest
+	7,  // 63: ridge.pd.v1.PDAdminService.SetSchedule:input_type -> ridge.pd.v1.SetScheduleRequest
+	9,  // 64: ridge.pd.v1.PDAdminService.CancelOperator:input_type -> ridge.pd.v1.CancelOperatorRequest
+	11, // 65: ridge.pd.v1.PDAdminService.MoveReplica:input_type -> ridge.pd.v1.MoveReplicaRequest
+	13, // 66: ridge.pd.v1.PDAdminService.MoveLeader:input_type -> ridge.pd.v1.MoveLeaderRequest
+	15, // 67: ridge.pd.v1.PDAdminService.DrainStore:input_type -> ridge.pd.v1.DrainStoreRequest
+	17, // 68: ridge.pd.v1.PDAdminService.DecommissionStore:input_type -> ridge.pd.v1.DecommissionStoreRequest
+	19, // 69: ridge.pd.v1.PDAdminService.ResumeStore:input_type -> ridge.pd.v1.ResumeStoreRequest
+	21, // 70: ridge.pd.v1.PDAdminService.ForgetStore:input_type -> ridge.pd.v1.ForgetStoreRequest
+	23, // 71: ridge.pd.v1.PDAdminService.DescribeStore:input_type -> ridge.pd.v1.DescribeStoreRequest
+	26, // 72: ridge.pd.v1.PDAdminService.Explain:input_type -> ridge.pd.v1.ExplainRequest
+	29, // 73: ridge.pd.v1.PDAdminService.MakePlan:input_type -> ridge.pd.v1.MakePlanRequest
+	34, // 74: ridge.pd.v1.PDAdminService.WhatIf:input_type -> ridge.pd.v1.WhatIfRequest
+	2,  // 75: ridge.pd.v1.PDAdminService.ListSettings:output_type -> ridge.pd.v1.ListSettingsResponse
+	4,  // 76: ridge.pd.v1.PDAdminService.SetSettings:output_type -> ridge.pd.v1.SetSettingsResponse
+	6,  // 77: ridge.pd.v1.PDAdminService.GetSchedule:output_type -> ridge.pd.v1.GetScheduleResponse
+	8,  // 78: ridge.pd.v1.PDAdminService.SetSchedule:output_type -> ridge.pd.v1.SetScheduleResponse
+	10, // 79: ridge.pd.v1.PDAdminService.CancelOperator:output_type -> ridge.pd.v1.CancelOperatorResponse
+	12, // 80: ridge.pd.v1.PDAdminService.MoveReplica:output_type -> ridge.pd.v1.MoveReplicaResponse
+	14, // 81: ridge.pd.v1.PDAdminService.MoveLeader:output_type -> ridge.pd.v1.MoveLeaderResponse
+	16, // 82: ridge.pd.v1.PDAdminService.DrainStore:output_type -> ridge.pd.v1.DrainStoreResponse
+	18, // 83: ridge.pd.v1.PDAdminService.DecommissionStore:output_type -> ridge.pd.v1.DecommissionStoreResponse
+	20, // 84: ridge.pd.v1.PDAdminService.ResumeStore:output_type -> ridge.pd.v1.ResumeStoreResponse
+	22, // 85: ridge.pd.v1.PDAdminService.ForgetStore:output_type -> ridge.pd.v1.ForgetStoreResponse
+	25, // 86: ridge.pd.v1.PDAdminService.DescribeStore:output_type -> ridge.pd.v1.DescribeStoreResponse
+	27, // 87: ridge.pd.v1.PDAdminService.Explain:output_type -> ridge.pd.v1.ExplainResponse
+	33, // 88: ridge.pd.v1.PDAdminService.MakePlan:output_type -> ridge.pd.v1.MakePlanResponse
+	35, // 89: ridge.pd.v1.PDAdminService.WhatIf:output_type -> ridge.pd.v1.WhatIfResponse
+	75, // [75:90] is the sub-list for method output_type
+	60, // [60:75] is the sub-list for method input_type
+	60, // [60:60] is the sub-list for extension type_name
+	60, // [60:60] is the sub-list for extension extendee
+	0,  // [0:60] is the sub-list for field type_name
 }
 
 func init() { file_ridge_pd_v1_admin_proto_init() }
@@ -1042,13 +2898,25 @@ func file_ridge_pd_v1_admin_proto_init() {
 	}
 	file_ridge_pd_v1_journal_proto_init()
 	file_ridge_pd_v1_pd_proto_init()
+	file_ridge_pd_v1_admin_proto_msgTypes[26].OneofWrappers = []any{
+		(*ExplainRequest_RangeId)(nil),
+		(*ExplainRequest_Key)(nil),
+		(*ExplainRequest_StoreId)(nil),
+		(*ExplainRequest_Balance)(nil),
+	}
+	file_ridge_pd_v1_admin_proto_msgTypes[28].OneofWrappers = []any{
+		(*PlanSubject_DrainStoreId)(nil),
+		(*PlanSubject_DecommissionStoreId)(nil),
+		(*PlanSubject_Balance)(nil),
+		(*PlanSubject_Rule)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ridge_pd_v1_admin_proto_rawDesc), len(file_ridge_pd_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

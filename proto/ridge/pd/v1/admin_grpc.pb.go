@@ -19,13 +19,21 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	PDAdminService_ListSettings_FullMethodName   = "/ridge.pd.v1.PDAdminService/ListSettings"
-	PDAdminService_SetSettings_FullMethodName    = "/ridge.pd.v1.PDAdminService/SetSettings"
-	PDAdminService_GetSchedule_FullMethodName    = "/ridge.pd.v1.PDAdminService/GetSchedule"
-	PDAdminService_SetSchedule_FullMethodName    = "/ridge.pd.v1.PDAdminService/SetSchedule"
-	PDAdminService_CancelOperator_FullMethodName = "/ridge.pd.v1.PDAdminService/CancelOperator"
-	PDAdminService_MoveReplica_FullMethodName    = "/ridge.pd.v1.PDAdminService/MoveReplica"
-	PDAdminService_MoveLeader_FullMethodName     = "/ridge.pd.v1.PDAdminService/MoveLeader"
+	PDAdminService_ListSettings_FullMethodName      = "/ridge.pd.v1.PDAdminService/ListSettings"
+	PDAdminService_SetSettings_FullMethodName       = "/ridge.pd.v1.PDAdminService/SetSettings"
+	PDAdminService_GetSchedule_FullMethodName       = "/ridge.pd.v1.PDAdminService/GetSchedule"
+	PDAdminService_SetSchedule_FullMethodName       = "/ridge.pd.v1.PDAdminService/SetSchedule"
+	PDAdminService_CancelOperator_FullMethodName    = "/ridge.pd.v1.PDAdminService/CancelOperator"
+	PDAdminService_MoveReplica_FullMethodName       = "/ridge.pd.v1.PDAdminService/MoveReplica"
+	PDAdminService_MoveLeader_FullMethodName        = "/ridge.pd.v1.PDAdminService/MoveLeader"
+	PDAdminService_DrainStore_FullMethodName        = "/ridge.pd.v1.PDAdminService/DrainStore"
+	PDAdminService_DecommissionStore_FullMethodName = "/ridge.pd.v1.PDAdminService/DecommissionStore"
+	PDAdminService_ResumeStore_FullMethodName       = "/ridge.pd.v1.PDAdminService/ResumeStore"
+	PDAdminService_ForgetStore_FullMethodName       = "/ridge.pd.v1.PDAdminService/ForgetStore"
+	PDAdminService_DescribeStore_FullMethodName     = "/ridge.pd.v1.PDAdminService/DescribeStore"
+	PDAdminService_Explain_FullMethodName           = "/ridge.pd.v1.PDAdminService/Explain"
+	PDAdminService_MakePlan_FullMethodName          = "/ridge.pd.v1.PDAdminService/MakePlan"
+	PDAdminService_WhatIf_FullMethodName            = "/ridge.pd.v1.PDAdminService/WhatIf"
 )
 
 // PDAdminServiceClient is the client API for PDAdminService service.
@@ -48,6 +56,22 @@ type PDAdminServiceClient interface {
 	// with the reason where planners would not make it.
 	MoveReplica(ctx context.Context, in *MoveReplicaRequest, opts ...grpc.CallOption) (*MoveReplicaResponse, error)
 	MoveLeader(ctx context.Context, in *MoveLeaderRequest, opts ...grpc.CallOption) (*MoveLeaderResponse, error)
+	// DrainStore, DecommissionStore and ResumeStore change what a store is for.
+	DrainStore(ctx context.Context, in *DrainStoreRequest, opts ...grpc.CallOption) (*DrainStoreResponse, error)
+	DecommissionStore(ctx context.Context, in *DecommissionStoreRequest, opts ...grpc.CallOption) (*DecommissionStoreResponse, error)
+	ResumeStore(ctx context.Context, in *ResumeStoreRequest, opts ...grpc.CallOption) (*ResumeStoreResponse, error)
+	// ForgetStore declares a store that is lost gone, for ever.
+	ForgetStore(ctx context.Context, in *ForgetStoreRequest, opts ...grpc.CallOption) (*ForgetStoreResponse, error)
+	// DescribeStore tells what is left on a store and what keeps it there.
+	DescribeStore(ctx context.Context, in *DescribeStoreRequest, opts ...grpc.CallOption) (*DescribeStoreResponse, error)
+	// Explain tells the last decisions about a range, a store or the balance, and
+	// why nothing else is done now.
+	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error)
+	// MakePlan runs the planners on a picture of this cluster until they want
+	// nothing more. It changes nothing.
+	MakePlan(ctx context.Context, in *MakePlanRequest, opts ...grpc.CallOption) (*MakePlanResponse, error)
+	// WhatIf tells what the loss of stores would mean. It changes nothing.
+	WhatIf(ctx context.Context, in *WhatIfRequest, opts ...grpc.CallOption) (*WhatIfResponse, error)
 }
 
 type pDAdminServiceClient struct {
@@ -128,6 +152,86 @@ func (c *pDAdminServiceClient) MoveLeader(ctx context.Context, in *MoveLeaderReq
 	return out, nil
 }
 
+func (c *pDAdminServiceClient) DrainStore(ctx context.Context, in *DrainStoreRequest, opts ...grpc.CallOption) (*DrainStoreResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DrainStoreResponse)
+	err := c.cc.Invoke(ctx, PDAdminService_DrainStore_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pDAdminServiceClient) DecommissionStore(ctx context.Context, in *DecommissionStoreRequest, opts ...grpc.CallOption) (*DecommissionStoreResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DecommissionStoreResponse)
+	err := c.cc.Invoke(ctx, PDAdminService_DecommissionStore_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pDAdminServiceClient) ResumeStore(ctx context.Context, in *ResumeStoreRequest, opts ...grpc.CallOption) (*ResumeStoreResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResumeStoreResponse)
+	err := c.cc.Invoke(ctx, PDAdminService_ResumeStore_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pDAdminServiceClient) ForgetStore(ctx context.Context, in *ForgetStoreRequest, opts ...grpc.CallOption) (*ForgetStoreResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ForgetStoreResponse)
+	err := c.cc.Invoke(ctx, PDAdminService_ForgetStore_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pDAdminServiceClient) DescribeStore(ctx context.Context, in *DescribeStoreRequest, opts ...grpc.CallOption) (*DescribeStoreResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DescribeStoreResponse)
+	err := c.cc.Invoke(ctx, PDAdminService_DescribeStore_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pDAdminServiceClient) Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExplainResponse)
+	err := c.cc.Invoke(ctx, PDAdminService_Explain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pDAdminServiceClient) MakePlan(ctx context.Context, in *MakePlanRequest, opts ...grpc.CallOption) (*MakePlanResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(MakePlanResponse)
+	err := c.cc.Invoke(ctx, PDAdminService_MakePlan_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pDAdminServiceClient) WhatIf(ctx context.Context, in *WhatIfRequest, opts ...grpc.CallOption) (*WhatIfResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(WhatIfResponse)
+	err := c.cc.Invoke(ctx, PDAdminService_WhatIf_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PDAdminServiceServer is the server API for PDAdminService service.
 // All implementations must embed UnimplementedPDAdminServiceServer
 // for forward compatibility.
@@ -148,6 +252,22 @@ type PDAdminServiceServer interface {
 	// with the reason where planners would not make it.
 	MoveReplica(context.Context, *MoveReplicaRequest) (*MoveReplicaResponse, error)
 	MoveLeader(context.Context, *MoveLeaderRequest) (*MoveLeaderResponse, error)
+	// DrainStore, DecommissionStore and ResumeStore change what a store is for.
+	DrainStore(context.Context, *DrainStoreRequest) (*DrainStoreResponse, error)
+	DecommissionStore(context.Context, *DecommissionStoreRequest) (*DecommissionStoreResponse, error)
+	ResumeStore(context.Context, *ResumeStoreRequest) (*ResumeStoreResponse, error)
+	// ForgetStore declares a store that is lost gone, for ever.
+	ForgetStore(context.Context, *ForgetStoreRequest) (*ForgetStoreResponse, error)
+	// DescribeStore tells what is left on a store and what keeps it there.
+	DescribeStore(context.Context, *DescribeStoreRequest) (*DescribeStoreResponse, error)
+	// Explain tells the last decisions about a range, a store or the balance, and
+	// why nothing else is done now.
+	Explain(context.Context, *ExplainRequest) (*ExplainResponse, error)
+	// MakePlan runs the planners on a picture of this cluster until they want
+	// nothing more. It changes nothing.
+	MakePlan(context.Context, *MakePlanRequest) (*MakePlanResponse, error)
+	// WhatIf tells what the loss of stores would mean. It changes nothing.
+	WhatIf(context.Context, *WhatIfRequest) (*WhatIfResponse, error)
 	mustEmbedUnimplementedPDAdminServiceServer()
 }
 
@@ -178,6 +298,30 @@ func (UnimplementedPDAdminServiceServer) MoveReplica(context.Context, *MoveRepli
 }
 func (UnimplementedPDAdminServiceServer) MoveLeader(context.Context, *MoveLeaderRequest) (*MoveLeaderResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method MoveLeader not implemented")
+}
+func (UnimplementedPDAdminServiceServer) DrainStore(context.Context, *DrainStoreRequest) (*DrainStoreResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DrainStore not implemented")
+}
+func (UnimplementedPDAdminServiceServer) DecommissionStore(context.Context, *DecommissionStoreRequest) (*DecommissionStoreResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DecommissionStore not implemented")
+}
+func (UnimplementedPDAdminServiceServer) ResumeStore(context.Context, *ResumeStoreRequest) (*ResumeStoreResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResumeStore not implemented")
+}
+func (UnimplementedPDAdminServiceServer) ForgetStore(context.Context, *ForgetStoreRequest) (*ForgetStoreResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ForgetStore not implemented")
+}
+func (UnimplementedPDAdminServiceServer) DescribeStore(context.Context, *DescribeStoreRequest) (*DescribeStoreResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DescribeStore not implemented")
+}
+func (UnimplementedPDAdminServiceServer) Explain(context.Context, *ExplainRequest) (*ExplainResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Explain not implemented")
+}
+func (UnimplementedPDAdminServiceServer) MakePlan(context.Context, *MakePlanRequest) (*MakePlanResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method MakePlan not implemented")
+}
+func (UnimplementedPDAdminServiceServer) WhatIf(context.Context, *WhatIfRequest) (*WhatIfResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method WhatIf not implemented")
 }
 func (UnimplementedPDAdminServiceServer) mustEmbedUnimplementedPDAdminServiceServer() {}
 func (UnimplementedPDAdminServiceServer) testEmbeddedByValue()                        {}
@@ -326,6 +470,150 @@ func _PDAdminService_MoveLeader_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PDAdminService_DrainStore_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DrainStoreRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PDAdminServiceServer).DrainStore(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PDAdminService_DrainStore_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PDAdminServiceServer).DrainStore(ctx, req.(*DrainStoreRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PDAdminService_DecommissionStore_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DecommissionStoreRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PDAdminServiceServer).DecommissionStore(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PDAdminService_DecommissionStore_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PDAdminServiceServer).DecommissionStore(ctx, req.(*DecommissionStoreRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PDAdminService_ResumeStore_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResumeStoreRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PDAdminServiceServer).ResumeStore(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PDAdminService_ResumeStore_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PDAdminServiceServer).ResumeStore(ctx, req.(*ResumeStoreRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PDAdminService_ForgetStore_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ForgetStoreRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PDAdminServiceServer).ForgetStore(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PDAdminService_ForgetStore_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PDAdminServiceServer).ForgetStore(ctx, req.(*ForgetStoreRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PDAdminService_DescribeStore_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DescribeStoreRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PDAdminServiceServer).DescribeStore(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PDAdminService_DescribeStore_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PDAdminServiceServer).DescribeStore(ctx, req.(*DescribeStoreRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PDAdminService_Explain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExplainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PDAdminServiceServer).Explain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PDAdminService_Explain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PDAdminServiceServer).Explain(ctx, req.(*ExplainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PDAdminService_MakePlan_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MakePlanRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PDAdminServiceServer).MakePlan(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PDAdminService_MakePlan_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PDAdminServiceServer).MakePlan(ctx, req.(*MakePlanRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PDAdminService_WhatIf_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(WhatIfRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PDAdminServiceServer).WhatIf(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PDAdminService_WhatIf_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PDAdminServiceServer).WhatIf(ctx, req.(*WhatIfRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // PDAdminService_ServiceDesc is the grpc.ServiceDesc for PDAdminService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -360,6 +648,38 @@ var PDAdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "MoveLeader",
 			Handler:    _PDAdminService_MoveLeader_Handler,
+		},
+		{
+			MethodName: "DrainStore",
+			Handler:    _PDAdminService_DrainStore_Handler,
+		},
+		{
+			MethodName: "DecommissionStore",
+			Handler:    _PDAdminService_DecommissionStore_Handler,
+		},
+		{
+			MethodName: "ResumeStore",
+			Handler:    _PDAdminService_ResumeStore_Handler,
+		},
+		{
+			MethodName: "ForgetStore",
+			Handler:    _PDAdminService_ForgetStore_Handler,
+		},
+		{
+			MethodName: "DescribeStore",
+			Handler:    _PDAdminService_DescribeStore_Handler,
+		},
+		{
+			MethodName: "Explain",
+			Handler:    _PDAdminService_Explain_Handler,
+		},
+		{
+			MethodName: "MakePlan",
+			Handler:    _PDAdminService_MakePlan_Handler,
+		},
+		{
+			MethodName: "WhatIf",
+			Handler:    _PDAdminService_WhatIf_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

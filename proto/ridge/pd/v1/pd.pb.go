@@ -1373,8 +1373,10 @@ type StoreStats struct {
 	ApplyingImages   uint64 `protobuf:"varint,10,opt,name=applying_images,json=applyingImages,proto3" json:"applying_images,omitempty"`
 	PoisonedReplicas uint64 `protobuf:"varint,11,opt,name=poisoned_replicas,json=poisonedReplicas,proto3" json:"poisoned_replicas,omitempty"`
 	// read_rate and write_rate are operations per second, lately.
-	ReadRate      uint64 `protobuf:"varint,12,opt,name=read_rate,json=readRate,proto3" json:"read_rate,omitempty"`
-	WriteRate     uint64 `protobuf:"varint,13,opt,name=write_rate,json=writeRate,proto3" json:"write_rate,omitempty"`
+	ReadRate  uint64 `protobuf:"varint,12,opt,name=read_rate,json=readRate,proto3" json:"read_rate,omitempty"`
+	WriteRate uint64 `protobuf:"varint,13,opt,name=write_rate,json=writeRate,proto3" json:"write_rate,omitempty"`
+	// garbage_slices await deletion: data of replicas that are no more.
+	GarbageSlices uint64 `protobuf:"varint,30,opt,name=garbage_slices,json=garbageSlices,proto3" json:"garbage_slices,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1496,6 +1498,13 @@ func (x *StoreStats) GetReadRate() uint64 {
 func (x *StoreStats) GetWriteRate() uint64 {
 	if x != nil {
 		return x.WriteRate
+	}
+	return 0
+}
+
+func (x *StoreStats) GetGarbageSlices() uint64 {
+	if x != nil {
+		return x.GarbageSlices
 	}
 	return 0
 }
@@ -4857,7 +4866,7 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"firstRange\x122\n" +
 	"\x06config\x18\x05 \x01(\v2\x1a.ridge.pd.v1.ClusterConfigR\x06config\x12,\n" +
 	"\x06stores\x18\x06 \x03(\v2\x14.ridge.meta.v1.StoreR\x06stores\x12\x1c\n" +
-	"\ttimestamp\x18\a \x01(\x04R\ttimestamp\"\xd6\x03\n" +
+	"\ttimestamp\x18\a \x01(\x04R\ttimestamp\"\xfd\x03\n" +
 	"\n" +
 	"StoreStats\x12%\n" +
 	"\x0ecapacity_bytes\x18\x01 \x01(\x04R\rcapacityBytes\x12'\n" +
@@ -4876,7 +4885,8 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"\x11poisoned_replicas\x18\v \x01(\x04R\x10poisonedReplicas\x12\x1b\n" +
 	"\tread_rate\x18\f \x01(\x04R\breadRate\x12\x1d\n" +
 	"\n" +
-	"write_rate\x18\r \x01(\x04R\twriteRate\"\xe0\x01\n" +
+	"write_rate\x18\r \x01(\x04R\twriteRate\x12%\n" +
+	"\x0egarbage_slices\x18\x1e \x01(\x04R\rgarbageSlices\"\xe0\x01\n" +
 	"\x15StoreHeartbeatRequest\x122\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12\x19\n" +
 	"\bstore_id\x18\x02 \x01(\x04R\astoreId\x12-\n" +

@@ -88,7 +88,8 @@ func newRoot(began *bool) *cobra.Command {
 	root.AddCommand(
 		newDev(), newPD(), newStore(),
 		newGet(), newPut(), newDelete(), newCAS(), newScan(), newLoad(), newDump(),
-		newRange(), newOperator(), newSchedule(), newConfig(), newStatus(), newBench(), newVersion(),
+		newRange(), newOperator(), newSchedule(), newConfig(), newStatus(), newBench(),
+		newWhy(), newPlan(), newWhatIf(), newVersion(),
 	)
 	return root
 }

@@ -16,7 +16,7 @@ func newStore() *cobra.Command {
 	schema := config.Store()
 	cmd := &cobra.Command{
 		Use:   "store",
-		Short: "Run a store, or list the stores",
+		Short: "Run a store, or look after the stores of a cluster",
 		Long: `Run a store: one process with one directory. It registers at PD, which gives it an
 id; the first store ever bears the first range. "ridge store list" lists all.`,
 		Args: cobra.NoArgs,
@@ -29,7 +29,8 @@ id; the first store ever bears the first range. "ridge store list" lists all.`,
 		},
 	}
 	schema.AddFlags(cmd.Flags())
-	cmd.AddCommand(newStoreList())
+	cmd.AddCommand(newStoreList(), newStoreDrain(), newStoreResume(), newStoreDecommission(),
+		newStoreForget(), newStoreSafeToRestart())
 	return cmd
 }
 
