@@ -69,8 +69,12 @@ func TestSettingsSurviveFailover(t *testing.T) {
 	if want(t, "schedule", g.GetError(), err, noReason); !g.GetPause().GetAll() {
 		t.Errorf("the pause is gone: %v", g)
 	}
+	why, err := c.admin().Explain(ctx, &pdpb.ExplainRequest{
+		Subject: &pdpb.ExplainRequest_Balance{Balance: true},
+	})
+	want(t, "explaining", why.GetError(), err, noReason)
 	var told []string
-	for _, x := range c.nodes[c.leader()].server.meta.Load().Journal() {
+	for _, x := range why.GetDecisions() {
 		told = append(told, x.GetWhat())
 	}
 	for _, words := range []string{"setting replicas: 5, was 3", "split_size: 64MiB", "repair too"} {
@@ -142,4 +146,37 @@ func TestByHand(t *testing.T) {
 		}
 		return err
 	})
+	eventually(t, "an explanation", func() error {
+		r, err := admin.Explain(ctx, &pdpb.ExplainRequest{
+			Subject: &pdpb.ExplainRequest_Key{Key: []byte("k")},
+		})
+		if err = errors.Join(err, asError(r.GetError())); err != nil {
+			return err
+		}
+		kinds := map[pdpb.DecisionKind]bool{}
+		for _, d := range r.GetDecisions() {
+			if strings.Contains(d.GetWhy(), "by hand") {
+				kinds[d.GetKind()] = true
+			}
+		}
+		if !kinds[pdpb.DecisionKind_DECISION_KIND_BEGAN] ||
+			!kinds[pdpb.DecisionKind_DECISION_KIND_DONE] || len(r.GetFindings()) == 0 {
+			return fmt.Errorf("explained %v", r)
+		}
+		return nil
+	})
+	for id, words := range map[uint64]string{1: "left that are up: 2", 9: "no store 9"} {
+		r, err := admin.DecommissionStore(ctx, &pdpb.DecommissionStoreRequest{StoreId: id})
+		refusedWith(t, "decommissioning", r.GetError(), err, words)
+		p, err := admin.MakePlan(ctx, &pdpb.MakePlanRequest{Subject: &pdpb.PlanSubject{
+			Subject: &pdpb.PlanSubject_DecommissionStoreId{DecommissionStoreId: id},
+		}})
+		refusedWith(t, "planning it", p.GetError(), err, words)
+	}
+	f, err := admin.ForgetStore(ctx, &pdpb.ForgetStoreRequest{StoreId: 1})
+	refusedWith(t, "forgetting", f.GetError(), err, "is alive")
+	x2, err := admin.WhatIf(ctx, &pdpb.WhatIfRequest{StoreIds: []uint64{1, 2}})
+	if want(t, "what if", x2.GetError(), err, noReason); x2.GetLost() != 1 || x2.GetSafe() {
+		t.Errorf("two of three stores down: %v", x2)
+	}
 }

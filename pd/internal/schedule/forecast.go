@@ -88,7 +88,9 @@ func Foresee(
 }
 
 func divides(op *operator.Operator) bool {
-	return slices.ContainsFunc(op.Steps, func(s operator.Step) bool { return s.Kind == operator.Split })
+	return slices.ContainsFunc(op.Steps, func(s operator.Step) bool {
+		return s.Kind == operator.Split
+	})
 }
 
 // simulation is a picture that operators change at once.

@@ -162,7 +162,8 @@ type waiting struct {
 
 func (w *waiting) addFlags(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&w.wait, "wait", false, "wait until it is done, showing progress")
-	cmd.Flags().DurationVar(&w.bound, "wait-timeout", 0, "give up waiting after this time (default: never)")
+	cmd.Flags().DurationVar(&w.bound, "wait-timeout", 0,
+		"give up waiting after this time (default: never)")
 }
 
 // follow shows a store, and waits until done if it shall.

@@ -124,7 +124,7 @@ func (c *connection) plan(cmd *cobra.Command, p *pdpb.Plan, limit int) error {
 		p.GetPlanId(), p.GetWhat(), p.GetReplicaMoves(), humanize.IBytes(p.GetBytes()),
 		p.GetLeaderMoves(), millis(p.GetEstimateMs()))
 	if len(p.GetMoves()) > 0 {
-		fmt.Fprintf(out, "the worst range (%d) can lose %d voters on the way; now the worst can lose %d\n",
+		fmt.Fprintf(out, "voters that the worst range (%d) can lose on the way: %d; now: %d\n",
 			p.GetLowestRangeId(), p.GetLowestMargin(), p.GetMarginBefore())
 	}
 	if !p.GetComplete() {
