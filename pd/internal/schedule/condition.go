@@ -11,7 +11,7 @@ import (
 // lacks, what it can lose, and which of its replicas are not well.
 func Condition(v topology.View, r *topology.Range) []string {
 	var out []string
-	q, target := count(v, r, r.Range.GetReplicas()), TargetOf(v)
+	q, voters := count(v, r, r.Range.GetReplicas()), v.Voters(r)
 	switch margin := q.margin(); {
 	case margin < 0:
 		out = append(out, fmt.Sprintf("%d of %d voters serve: it has no quorum", q.live, q.voters))
@@ -21,12 +21,8 @@ func Condition(v topology.View, r *topology.Range) []string {
 		out = append(out, fmt.Sprintf("%d of %d voters serve: it can lose %d", q.live, q.voters,
 			margin))
 	}
-	if q.voters < target.voters {
-		out = append(out, fmt.Sprintf("it shall have %d voters", target.voters))
-	}
-	if target.voters < v.Replicas {
-		out = append(out, fmt.Sprintf("%d voters are configured, the %d stores that are up allow %d",
-			v.Replicas, target.stores, target.voters))
+	if q.voters < voters {
+		out = append(out, fmt.Sprintf("it shall have %d voters once enough stores are up", voters))
 	}
 	if why := unheard(v, r); why != "" {
 		out = append(out, "nothing is planned for it: "+why)

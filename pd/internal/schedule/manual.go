@@ -67,6 +67,10 @@ func MoveReplica(v topology.View, r *topology.Range, m ManualMove) (*operator.Op
 	if why, remedy := CannotReceive(v, to); why != "" {
 		return nil, refuse(RefusedState, remedy, "%s", why)
 	}
+	if label := crowds(v, r, m.From, m.To); label != "" && !m.Force {
+		return nil, refuse(RefusedState, "choose another store, or --force",
+			"store %d shares its %s with another replica of range %d", m.To, label, m.RangeID)
+	}
 	op := &operator.Operator{
 		RangeID: m.RangeID, Reason: fmt.Sprintf("moved by hand from store %d to %d", m.From, m.To),
 	}
@@ -85,6 +89,30 @@ func MoveReplica(v topology.View, r *topology.Range, m ManualMove) (*operator.Op
 			m.RangeID, held)
 	}
 	return op, nil
+}
+
+// crowds names the kind of failure domain that the replica on from would come to
+// share with another one on to; empty when it shares no more than now.
+func crowds(v topology.View, r *topology.Range, from, to uint64) string {
+	shared := func(id uint64) (levels int) {
+		for _, o := range r.Range.GetReplicas() {
+			if o.GetStoreId() == from || v.Store(id) == nil || v.Store(o.GetStoreId()) == nil {
+				continue
+			}
+			a, b := v.Store(id).Store.GetLabels(), v.Store(o.GetStoreId()).Store.GetLabels()
+			for i, key := range v.LocationLabels {
+				if a[key] == "" || a[key] != b[key] {
+					break
+				}
+				levels = max(levels, i+1)
+			}
+		}
+		return levels
+	}
+	if now, then := shared(from), shared(to); then > now {
+		return v.LocationLabels[then-1]
+	}
+	return ""
 }
 
 // MoveLeader plans a change of leader by hand, or says why it is refused. Both

@@ -29,8 +29,7 @@ func Without(v topology.View, stores ...uint64) topology.View {
 		}
 		next := *r
 		next.Leader = nil
-		if m := anyOther(v, r, r.Range.GetReplicas()); m != nil && count(v, r,
-			r.Range.GetReplicas()).margin() >= 0 {
+		if m := heir(v, r); m != nil && Margin(v, r) >= 0 {
 			next.Leader = &metapb.Leader{
 				ReplicaId: m.GetReplicaId(), StoreId: m.GetStoreId(), Term: r.Leader.GetTerm() + 1,
 			}
@@ -38,6 +37,16 @@ func Without(v topology.View, stores ...uint64) topology.View {
 		v.Ranges[i] = &next
 	}
 	return v
+}
+
+// heir is a voter that serves; nil when none does.
+func heir(v topology.View, r *topology.Range) *metapb.Replica {
+	for _, m := range r.Range.GetReplicas() {
+		if m.GetRole() == metapb.Role_ROLE_VOTER && alive(v, r, m) {
+			return m
+		}
+	}
+	return nil
 }
 
 // Loss is what the silence of stores means for a range.
