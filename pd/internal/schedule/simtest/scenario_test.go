@@ -25,7 +25,8 @@ const (
 type trial struct {
 	*testing.T
 	*Cluster
-	rnd *rand.Rand
+	rnd     *rand.Rand
+	options Options
 }
 
 // scenarios are what a cluster goes through. Each draws its size from the seed.
@@ -41,12 +42,16 @@ var scenarios = []struct {
 	{"bad network", badNetwork},
 	{"PD leader change", leaderChange},
 	{"growth", growth},
+	{"scale out", scaleOut},
+	{"unequal disks", unequalDisks},
+	{"zone loss", zoneLoss},
+	{"hot span", hotSpan},
 }
 
 // TestScenarios runs every scenario, in the long form with many seeds and up to
 // ten thousand ranges. RIDGE_SEED replays one.
 func TestScenarios(t *testing.T) {
-	first, seeds, largest := uint64(1), 2, 300
+	first, seeds, largest := uint64(1), 1, 100
 	if os.Getenv("RIDGE_LONG") != "" {
 		seeds, largest = 100/len(scenarios)+1, 10_000
 	}
@@ -63,7 +68,7 @@ func TestScenarios(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/%d", s.name, seed), func(t *testing.T) {
 				x := &trial{T: t, rnd: rand.New(rand.NewPCG(seed, 1))}
 				began := time.Now()
-				x.begin(seed, largest)
+				x.options = x.draw(seed, largest)
 				s.run(x)
 				x.lawful()
 				t.Logf("seed %d: %d stores, %d ranges: %d moves, %d transfers, %d splits, %d operators; %s virtual in %s",
@@ -75,9 +80,8 @@ func TestScenarios(t *testing.T) {
 	}
 }
 
-// begin makes a cluster of a size drawn from the seed, and lets it come to rest.
-func (x *trial) begin(seed uint64, largest int) {
-	x.Helper()
+// draw is a cluster of a size that the seed tells.
+func (x *trial) draw(seed uint64, largest int) Options {
 	ranges := 20
 	for ranges < largest && x.rnd.IntN(4) > 0 {
 		ranges *= 3
@@ -89,8 +93,14 @@ func (x *trial) begin(seed uint64, largest int) {
 	if o.Ranges > 1000 {
 		o.Pass, o.FullReport = 2*time.Second, 30*time.Second
 	}
-	x.Cluster = New(o)
-	x.settle(time.Minute)
+	return o
+}
+
+// begin makes the cluster and lets it come to rest.
+func (x *trial) begin() {
+	x.Helper()
+	x.Cluster = New(x.options)
+	x.settle(x.repairTime(x.options.Ranges))
 	x.Moves, x.Transfers = 0, 0
 }
 
@@ -146,6 +156,7 @@ func (x *trial) repairTime(n int) time.Duration {
 }
 
 func lostStore(x *trial) {
+	x.begin()
 	lost := x.any()
 	n := len(x.stores[lost].held)
 	x.Kill(lost)
@@ -162,6 +173,7 @@ func lostStore(x *trial) {
 }
 
 func decommission(x *trial) {
+	x.begin()
 	id := x.any()
 	n := len(x.stores[id].held)
 	x.SetState(id, leaving)
@@ -178,6 +190,7 @@ func decommission(x *trial) {
 }
 
 func drain(x *trial) {
+	x.begin()
 	id := x.any()
 	x.SetState(id, draining)
 	x.settle(10 * time.Minute)
@@ -190,6 +203,7 @@ func drain(x *trial) {
 }
 
 func rollingRestart(x *trial) {
+	x.begin()
 	for _, id := range x.storeIDs() {
 		x.Kill(id)
 		x.Elapse(time.Duration(1+x.rnd.IntN(60)) * time.Second)
@@ -202,6 +216,7 @@ func rollingRestart(x *trial) {
 }
 
 func flapping(x *trial) {
+	x.begin()
 	id := x.any()
 	for range 20 {
 		x.Kill(id)
@@ -214,6 +229,7 @@ func flapping(x *trial) {
 }
 
 func badNetwork(x *trial) {
+	x.begin()
 	x.Network = Network{Lose: 0.2, Repeat: 0.2, Delay: 0.3, MaxDelay: 8 * time.Second}
 	lost := x.any()
 	n := len(x.stores[lost].held)
@@ -226,6 +242,7 @@ func badNetwork(x *trial) {
 }
 
 func leaderChange(x *trial) {
+	x.begin()
 	lost := x.any()
 	n := len(x.stores[lost].held)
 	x.Kill(lost)
@@ -241,6 +258,7 @@ func leaderChange(x *trial) {
 }
 
 func growth(x *trial) {
+	x.begin()
 	for _, r := range x.ranges {
 		r.size *= 1 + x.rnd.Uint64N(6)
 	}
