@@ -333,13 +333,14 @@ func (ev *Evaluator) submitRead(w *worker, c *call, t *together) {
 func (w *worker) enqueue(c *call, t *together) {
 	l := w.ev.limits
 	w.mu.Lock()
-	err := w.mu.closed
+	err, bound := w.mu.closed, "closed"
 	if err == nil && (len(w.mu.queue) >= l.QueuedWrites ||
 		len(w.mu.queue) > 0 && w.mu.queuedBytes+c.sizeBytes > l.QueuedWriteBytes) {
-		err = errs.Busy{Reason: "range queue", RetryAfter: 20 * time.Millisecond}
+		err, bound = errs.Busy{Reason: "range queue", RetryAfter: 20 * time.Millisecond}, "queue"
 	}
 	if reason := w.ev.stalled.Load(); err == nil && reason != nil && c.grows() {
 		err = errs.Busy{Reason: "engine: " + *reason, RetryAfter: w.ev.timing.stall}
+		bound = "engine"
 	}
 	if err == nil {
 		w.mu.queue = append(w.mu.queue, c)
@@ -348,7 +349,7 @@ func (w *worker) enqueue(c *call, t *together) {
 	}
 	w.mu.Unlock()
 	if err != nil {
-		w.ev.metrics.refusals.WithLabelValues("queue").Inc()
+		w.ev.metrics.refusals.WithLabelValues(bound).Inc()
 		c.fail(err)
 		return
 	}

@@ -27,7 +27,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	requests := vec("ridge_evaluate_requests_total", "Requests taken, by kind.", "kind")
 	m := &metrics{
 		refusals: vec("ridge_evaluate_refusals_total",
-			"Requests refused at the door, by reason.", "reason"),
+			"Requests refused by a full queue, by which, or by an engine that is behind.", "reason"),
 		entries: vec("ridge_evaluate_entries_total", "Entries numbered, by kind.", "kind"),
 		batchWrites: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "ridge_evaluate_batch_requests", Help: "Requests per write entry.",
@@ -41,6 +41,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	}
 	for k := range m.requests {
 		m.requests[k] = requests.WithLabelValues(Kind(k).String())
+	}
+	for _, bound := range []string{"queue", "engine", "reads", "closed"} {
+		m.refusals.WithLabelValues(bound)
 	}
 	if reg != nil {
 		reg.MustRegister(requests, m.refusals, m.entries, m.batchWrites, m.reproposals,

@@ -158,15 +158,15 @@ func (c *conversation) load() error {
 	reason := ""
 	switch {
 	case c.seats.Load() > int64(c.s.o.StreamSeats):
-		reason = "stream requests"
+		reason = busyRequests
 	case c.bytes.Load() > c.s.o.StreamBytes:
-		reason = "stream bytes"
+		reason = busyStreamBytes
 	case c.s.bytes.Load() > c.s.o.InFlightBytes:
-		reason = "bytes in flight"
+		reason = busyBytes
 	default:
 		return nil
 	}
-	c.s.metrics.busy.Inc()
+	c.s.metrics.busy.WithLabelValues(reason).Inc()
 	return errs.Busy{Reason: reason}
 }
 

@@ -147,8 +147,8 @@ func (s *Service) call(ctx context.Context, request *kvpb.Request) (out *kvpb.Re
 	}
 	size := sizeOf(request)
 	if !s.reserve(size) {
-		s.metrics.busy.Inc()
-		return refusal(0, errs.Busy{Reason: "bytes in flight"})
+		s.metrics.busy.WithLabelValues(busyBytes).Inc()
+		return refusal(0, errs.Busy{Reason: busyBytes})
 	}
 	defer s.release(size)
 	ctx, cancel := patience(ctx, h)
