@@ -59,6 +59,9 @@ type mux struct {
 		free  []uint32
 		count int
 		next  uint64
+		// strays were sent, have no answer, and their callers have left: perhaps
+		// the transport still holds them.
+		strays int
 		// timer fires at due, the earliest deadline that it knows of.
 		timer *time.Timer
 		due   time.Time
@@ -118,8 +121,9 @@ func (m *mux) enqueue(c *Call) (alone bool, err error) {
 	if !c.Deadline.IsZero() && (m.mu.due.IsZero() || c.Deadline.Before(m.mu.due)) {
 		m.wakeAtLocked(c.Deadline)
 	}
-	if m.mu.count == 1 && m.mu.stream != nil && m.mu.unansweredSince.IsZero() {
-		return true, nil
+	if m.mu.count == 1 && m.mu.strays == 0 && m.mu.stream != nil &&
+		m.mu.unansweredSince.IsZero() {
+		return true, nil // The store has read everything, so the transport is empty.
 	}
 	if len(m.mu.queue) == 1 {
 		m.ring()
@@ -190,6 +194,8 @@ func (m *mux) departedLocked(c *Call, cause error) *Error {
 				break
 			}
 		}
+	} else {
+		m.mu.strays++
 	}
 	return &Error{Sent: c.state == sent, Err: cause}
 }
@@ -438,9 +444,11 @@ func (m *mux) deliver(b []byte, ready []*Call) ([]*Call, *kvpb.Error, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	e, err := wire.EachResponse(b, func(id uint64, response []byte) {
-		if c := m.removeLocked(id); c != nil { // else its caller has left
+		if c := m.removeLocked(id); c != nil {
 			c.Response = append(c.Response[:0], response...)
 			ready = append(ready, c)
+		} else if m.mu.strays > 0 { // Its caller has left.
+			m.mu.strays--
 		}
 	})
 	if e != nil || err != nil {

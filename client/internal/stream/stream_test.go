@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"google.golang.org/grpc"
 
 	"github.com/ridgekv/ridge/client/internal/clustertest"
 	"github.com/ridgekv/ridge/client/internal/stream"
@@ -244,6 +245,85 @@ func TestDeadlines(t *testing.T) {
 		if _, err := p.Do(t.Context(), 1, s.Address(), getRequest("k")); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// mute is a store that says hello, answers the first request when it is told,
+// and reads nothing else.
+type mute struct {
+	kvpb.UnimplementedKVServiceServer
+	got     chan struct{}
+	release chan struct{}
+}
+
+func (s *mute) Stream(stream kvpb.KVService_StreamServer) error {
+	var first *kvpb.StreamRequest
+	for range 2 { // Hello, and the first request
+		var err error
+		if first, err = stream.Recv(); err != nil {
+			return err
+		}
+	}
+	close(s.got)
+	<-s.release
+	if err := stream.Send(&kvpb.StreamResponse{Responses: []*kvpb.Response{{
+		Id: first.GetRequests()[0].GetId(), Body: &kvpb.Response_Get{Get: &kvpb.GetResponse{}},
+	}}}); err != nil {
+		return err
+	}
+	<-stream.Context().Done()
+	return nil
+}
+
+// A store that has stopped reading holds up no caller beyond its deadline, even
+// one that finds nobody else waiting.
+func TestAStoreThatDoesNotRead(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &mute{got: make(chan struct{}), release: make(chan struct{})}
+	server := grpc.NewServer()
+	kvpb.RegisterKVServiceServer(server, s)
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = server.Serve(l) })
+	t.Cleanup(func() { server.Stop(); serving.Wait() })
+	p := pool(t, stream.Options{SilentAfter: time.Hour})
+	addr := l.Addr().String()
+	first := make(chan error, 1)
+	go func() {
+		_, err := p.Do(context.Background(), 1, addr, getRequest("k"))
+		first <- err
+	}()
+	<-s.got
+	// More than the store takes in unread: the rest stays in the transport.
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err = p.Do(ctx, 1, addr, putRequest("k", strings.Repeat("v", 1<<20)))
+	if !errors.Is(err, context.DeadlineExceeded) || !sentOf(t, err) {
+		t.Fatalf("got %v", err)
+	}
+	close(s.release)
+	if err := <-first; err != nil {
+		t.Fatal(err)
+	}
+	last := make(chan error, 1)
+	go func() {
+		c := stream.NewCall()
+		defer c.Release()
+		c.Request = wire.AppendPut(c.Request, &wire.Header{RangeID: 1}, []byte{1}, nil, 0)
+		c.Deadline = time.Now().Add(50 * time.Millisecond)
+		last <- p.Send(context.Background(), 1, addr, c)
+	}()
+	select {
+	case err := <-last:
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("it still waits, 5s after its deadline")
+		_ = p.Close()
+		<-last
 	}
 }
 
