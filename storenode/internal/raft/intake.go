@@ -42,6 +42,8 @@ type intake struct {
 type backlog struct {
 	// applied is the newest index known to be applied.
 	applied uint64
+	// term is the newest that entries came with.
+	term uint64
 	// batches are ordered by index, all above applied.
 	batches []receivedBatch
 }
@@ -75,9 +77,10 @@ func (in *intake) take(m *pb.Message) bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	b := in.mu.ranges[m.ShardID]
-	if b == nil || len(m.Entries) == 0 || m.LogIndex < b.applied {
+	if b == nil || len(m.Entries) == 0 || m.LogIndex < b.applied || m.Term < b.term {
 		return true // Not for a replica here, or nothing that Raft would keep.
 	}
+	b.term = m.Term
 	// What follows m.LogIndex is sent again, or replaced by what another leader
 	// has there.
 	keep, _ := slices.BinarySearchFunc(b.batches, m.LogIndex+1, byIndex)
