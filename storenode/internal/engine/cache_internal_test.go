@@ -220,6 +220,35 @@ func (m *cacheModel) liveIn(s *cacheShard, n uint32) (live int) {
 	return live
 }
 
+// Keys whose hashes are equal are told apart, by key and by extent.
+func TestRowCacheEqualHashes(t *testing.T) {
+	s := &newRowCache(1 << 20).shards[0]
+	keys := []string{"a", "b", "ab", "a\x00", ""}
+	for seq := Seq(1); seq <= 3; seq++ {
+		for i, key := range keys {
+			h := entryHeader{tag: 7, seq: seq, extent: Extent(20 + seq)}
+			s.add(&s.probation, h, []byte(key), []byte{byte(seq), byte(i)})
+		}
+	}
+	for seq := Seq(1); seq <= 3; seq++ {
+		for i, key := range keys {
+			slot, en := s.find(7, Extent(20+seq), []byte(key))
+			if en == nil || en.seq() != seq || !bytes.Equal(en.row(), []byte{byte(seq), byte(i)}) {
+				t.Fatalf("%q in extent %d: found %x", key, 20+seq, en)
+			}
+			if i%2 == 0 {
+				s.remove(slot)
+			}
+		}
+		if _, en := s.find(7, Extent(20+seq), []byte("c")); en != nil {
+			t.Errorf("found %x for a key that is not there", en)
+		}
+	}
+	if s.used != 3*2 {
+		t.Errorf("%d entries", s.used)
+	}
+}
+
 // What is read twice outlives a pass of many rows that are read once.
 func TestRowCacheKeepsWhatIsUsed(t *testing.T) {
 	c := newRowCache(1 << 20)

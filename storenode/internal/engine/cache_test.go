@@ -120,6 +120,78 @@ func (c *cacheContest) same(a, b engine.Row, ok, ok2 bool, err, err2 error) bool
 		a.Deleted == b.Deleted && string(a.Value) == string(b.Value)
 }
 
+// The cache has all of a commit before any view shows it: readers of the newest
+// view, while a large commit goes through the cache, never see a row of the
+// commit before.
+func TestRowCacheIsNeverBehindVisible(t *testing.T) {
+	const keys, commits = 2000, 40
+	e := open(t, engine.Options{Dir: t.TempDir(), RowCacheSizeBytes: 8 << 20})
+	key := func(i int) []byte { return fmt.Appendf(nil, "%05d", i) }
+	commit := func(at ts.Timestamp) {
+		var w engine.WriteSet
+		for i := range keys {
+			w.Put(20, key(i), engine.Row{CommitTS: at, Value: []byte("v")})
+		}
+		if err := e.Commit(&w); err != nil {
+			t.Error(err)
+		}
+	}
+	commit(1)
+	first := e.View().Seq()
+	for i := range keys {
+		if _, ok, err := e.View().Get(20, key(i)); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+	}
+	var reading sync.WaitGroup
+	stop := make(chan struct{})
+	for range 2 {
+		reading.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				v := e.View()
+				i := keys - 1 - rand.IntN(8) // The last that a commit gives to the cache.
+				row, ok, err := v.Get(20, key(i))
+				want := ts.Timestamp(v.Seq() - first + 1)
+				if !ok || err != nil || row.CommitTS != want {
+					t.Errorf("key %d at commit %d: %d %t %v, want %d", i, v.Seq(), row.CommitTS, ok, err, want)
+					return
+				}
+			}
+		})
+	}
+	for n := range commits {
+		commit(ts.Timestamp(n + 2))
+	}
+	close(stop)
+	reading.Wait()
+}
+
+// That a key is absent is known from the view on that found it so, and no view
+// before it.
+func TestRowCacheAbsenceBegins(t *testing.T) {
+	e := open(t, engine.Options{Dir: t.TempDir()})
+	put(t, e, "k", "v", 1)
+	before := e.View()
+	var w engine.WriteSet
+	w.Delete(20, []byte("k"), 2)
+	if err := e.Commit(&w); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // From Badger, then from the cache.
+		if row, ok, err := e.View().Get(20, []byte("k")); ok || err != nil {
+			t.Errorf("after the delete: %v %t %v", row, ok, err)
+		}
+		if row, ok, err := before.Get(20, []byte("k")); !ok || err != nil || row.CommitTS != 1 {
+			t.Errorf("before the delete: %v %t %v", row, ok, err)
+		}
+	}
+}
+
 // A row that the collector erased is gone for the cache as well.
 func TestRowCacheForgetsWhatIsCollected(t *testing.T) {
 	e := open(t, engine.Options{Dir: t.TempDir(), CollectAfter: 1})
