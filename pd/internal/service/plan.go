@@ -242,5 +242,6 @@ func whatIf(
 	out.Blockers = append(out.Blockers, blockersOf(f.Verdicts, func(w schedule.Verdict) bool {
 		return w.RangeID != 0 && !slices.Contains(out.GetLostRangeIds(), w.RangeID)
 	})...)
+	out.Plan.Complete = len(out.GetBlockers()) == 0
 	return out, nil
 }

@@ -128,7 +128,7 @@ func (c *connection) plan(cmd *cobra.Command, p *pdpb.Plan, limit int) error {
 			p.GetLowestRangeId(), p.GetLowestMargin(), p.GetMarginBefore())
 	}
 	if !p.GetComplete() {
-		fmt.Fprintln(out, "the goal is not reached:")
+		fmt.Fprintln(out, "that does not reach the goal: see the reasons given")
 	}
 	for _, b := range p.GetBlockers() {
 		fmt.Fprintln(out, "  "+blockerText(b))
