@@ -39,7 +39,7 @@ func (Codec) Unmarshal(data mem.BufferSlice, v any) error {
 	case *Frame:
 		m.take(data)
 		return nil
-	case Requests:
+	case *Requests:
 		return m.unmarshal(data.Materialize())
 	}
 	return standard.Unmarshal(data, v)
@@ -90,7 +90,12 @@ func newBuffer(n int) (b []byte, done func([]byte) mem.Buffer) {
 // Requests is a StreamRequest to be received. With Codec its requests share the
 // memory of the message, which nobody else uses; with any other codec it is the
 // embedded message.
-type Requests struct{ *kvpb.StreamRequest }
+type Requests struct {
+	*kvpb.StreamRequest
+	// SizeBytes is the length of the message, which each of its requests keeps in
+	// memory; 0 with another codec.
+	SizeBytes int
+}
 
 // Responses is a StreamResponse to be sent.
 type Responses struct{ *kvpb.StreamResponse }

@@ -135,7 +135,8 @@ func (b *Builder) Add(id uint64, request []byte) {
 func (b *Builder) Frame() Frame { return b.done(b.bytes) }
 
 // unmarshal decodes a StreamRequest. Its requests share b.
-func (m Requests) unmarshal(b []byte) error {
+func (m *Requests) unmarshal(b []byte) error {
+	m.SizeBytes = len(b)
 	m.Hello, m.Requests = nil, m.Requests[:0]
 	var slab slabs
 	rest := b
@@ -160,7 +161,7 @@ func (m Requests) unmarshal(b []byte) error {
 	return nil
 }
 
-func (m Requests) unmarshalAll(b []byte) error {
+func (m *Requests) unmarshalAll(b []byte) error {
 	if err := proto.Unmarshal(b, m.StreamRequest); err != nil {
 		return fmt.Errorf("wire: decode a StreamRequest: %w", err)
 	}

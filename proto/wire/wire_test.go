@@ -2,10 +2,12 @@ package wire
 
 import (
 	"bytes"
+	"encoding/binary"
 	"testing"
 
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"pgregory.net/rapid"
 
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
@@ -103,7 +105,7 @@ func TestSameAsProtobuf(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := Requests{&kvpb.StreamRequest{Hello: &kvpb.Hello{}}}
+		got := &Requests{StreamRequest: &kvpb.StreamRequest{Hello: &kvpb.Hello{}}}
 		if err := (Codec{}).Unmarshal(mem.BufferSlice{mem.SliceBuffer(b)}, got); err != nil {
 			t.Fatal(err)
 		}
@@ -273,7 +275,7 @@ func FuzzRequests(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		want := &kvpb.StreamRequest{}
 		wantErr := proto.Unmarshal(b, want)
-		got := Requests{&kvpb.StreamRequest{}}
+		got := &Requests{StreamRequest: &kvpb.StreamRequest{}}
 		err := got.unmarshal(bytes.Clone(b))
 		if (err == nil) != (wantErr == nil) {
 			t.Fatalf("got %v, want %v", err, wantErr)
@@ -326,7 +328,7 @@ func BenchmarkRequests(b *testing.B) {
 	raw, _ := proto.Marshal(m)
 	for name, f := range map[string]func() error{
 		"wire": func() error {
-			return Requests{&kvpb.StreamRequest{}}.unmarshal(bytes.Clone(raw))
+			return (&Requests{StreamRequest: &kvpb.StreamRequest{}}).unmarshal(bytes.Clone(raw))
 		},
 		"protobuf": func() error { return proto.Unmarshal(raw, &kvpb.StreamRequest{}) },
 	} {
@@ -338,5 +340,134 @@ func BenchmarkRequests(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// irregular writes m as a peer might that is not this package: legal protobuf,
+// but with unknown fields, overlong numbers, fields in another order, fields
+// that come twice and messages in several parts.
+func irregular(t *rapid.T, m protoreflect.Message) []byte {
+	var fields [][]byte
+	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		if f.IsList() {
+			for i := range v.List().Len() {
+				fields = append(fields, irregularField(t, f, v.List().Get(i)))
+			}
+			return true
+		}
+		one := irregularField(t, f, v)
+		fields = append(fields, one)
+		if rapid.IntRange(0, 9).Draw(t, "twice") == 0 {
+			fields = append(fields, one)
+		}
+		return true
+	})
+	for rapid.IntRange(0, 4).Draw(t, "unknown") == 0 {
+		fields = append(fields, rapid.SampledFrom([][]byte{
+			{0x80, 0x7d, 1},
+			{0x82, 0x7d, 1, 'x'},
+			{0x83, 0x7d, 8, 1, 0x84, 0x7d}, // varint, bytes, group
+			{0x85, 0x7d, 1, 2, 3, 4},
+			{0x0d, 1, 2, 3, 4},
+			{0x39, 1, 2, 3, 4, 5, 6, 7, 8}, // fixed
+			{0x12, 0},
+			{0x1a, 0},
+			{0x22, 0},
+			{0x08, 0},
+			{0x10, 0},
+			{0x08, 0x80, 0}, // known to some
+			{0x20, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1},
+			{0x28, 0xff, 0xff, 0xff, 0xff, 0x7f},
+		}).Draw(t, "field"))
+	}
+	if rapid.Bool().Draw(t, "shuffled") {
+		fields = rapid.Permutation(fields).Draw(t, "order")
+	}
+	return bytes.Join(fields, nil)
+}
+
+func irregularField(t *rapid.T, f protoreflect.FieldDescriptor, v protoreflect.Value) []byte {
+	number := func(b []byte, n uint64) []byte {
+		b = binary.AppendUvarint(b, n)
+		if n < 1<<56 && rapid.IntRange(0, 9).Draw(t, "overlong") == 0 {
+			b[len(b)-1] |= 0x80
+			b = append(b, 0)
+		}
+		return b
+	}
+	tag := uint64(f.Number()) << 3
+	switch f.Kind() {
+	case protoreflect.MessageKind:
+		b := irregular(t, v.Message())
+		return append(number(number(nil, tag|uint64(length)), uint64(len(b))), b...)
+	case protoreflect.BytesKind:
+		b := v.Bytes()
+		return append(number(number(nil, tag|uint64(length)), uint64(len(b))), b...)
+	case protoreflect.StringKind:
+		b := v.String()
+		return append(number(number(nil, tag|uint64(length)), uint64(len(b))), b...)
+	case protoreflect.BoolKind:
+		return number(number(nil, tag), rapid.SampledFrom([]uint64{1, 2, 1 << 40}).Draw(t, "true"))
+	case protoreflect.EnumKind:
+		return number(number(nil, tag), uint64(v.Enum()))
+	}
+	return number(number(nil, tag), v.Uint())
+}
+
+// Whatever legal encoding another client chooses is decoded as the library does,
+// and what the library refuses is refused.
+func TestIrregularRequests(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		b := irregular(t, (&kvpb.StreamRequest{Requests: rapid.SliceOfN(
+			rapid.Custom(request), 0, 4).Draw(t, "requests")}).ProtoReflect())
+		if rapid.IntRange(0, 9).Draw(t, "cut") == 0 && len(b) > 0 {
+			b = b[:rapid.IntRange(0, len(b)-1).Draw(t, "at")]
+		}
+		want := &kvpb.StreamRequest{}
+		wantErr := proto.Unmarshal(b, want)
+		got := &Requests{StreamRequest: &kvpb.StreamRequest{}}
+		if err := got.unmarshal(bytes.Clone(b)); (err == nil) != (wantErr == nil) {
+			t.Fatalf("%x: got %v, want %v", b, err, wantErr)
+		}
+		if wantErr == nil && !proto.Equal(got.StreamRequest, want) {
+			t.Fatalf("%x: got %v, want %v", b, got.StreamRequest, want)
+		}
+	})
+}
+
+// The same of answers, as a client takes them out of a message.
+func TestIrregularAnswers(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		b := irregular(t, (&kvpb.StreamResponse{Responses: rapid.SliceOfN(
+			rapid.Custom(response), 0, 4).Draw(t, "responses")}).ProtoReflect())
+		want := &kvpb.StreamResponse{}
+		wantErr := proto.Unmarshal(b, want)
+		n := 0
+		e, err := EachResponse(b, func(id uint64, one []byte) {
+			answer := &kvpb.Response{}
+			if wantErr != nil || proto.Unmarshal(one, answer) != nil {
+				return // The caller finds that out.
+			}
+			if id != want.Responses[n].Id || !proto.Equal(answer, want.Responses[n]) {
+				t.Fatalf("%x: answer %d: got %d %v, want %v", b, n, id, answer, want.Responses[n])
+			}
+			checkDecoded(t, one, answer)
+			n++
+		})
+		switch {
+		case wantErr != nil:
+		case err != nil || (e != nil) != (want.Error != nil):
+			t.Fatalf("%x: got %v, %v, want %v", b, e, err, want.Error)
+		case e == nil && n != len(want.Responses):
+			t.Fatalf("%x: %d answers, want %d", b, n, len(want.Responses))
+		}
+	})
+}
+
+// checkDecoded is checkAnswer for encodings that Decode may leave to the library.
+func checkDecoded(t fataler, b []byte, want *kvpb.Response) {
+	var a Answer
+	if a.Decode(b) {
+		checkAnswer(t, b, want)
 	}
 }

@@ -48,7 +48,7 @@ func TestStreamThatNeverReads(t *testing.T) {
 	stream := openStream(t, r, goodHello)
 	var requests []*kvpb.Request
 	for i := range uint64(4) {
-		request := putOf(at(1, 4), "b", 500_000)
+		request := putOf(at(1, 4), "b", 50_000)
 		request.Id = i + 1
 		requests = append(requests, request)
 	}
@@ -57,7 +57,8 @@ func TestStreamThatNeverReads(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	waitFor(t, func() bool { // 4 answers of 1 MiB wait, and 4 refusals of nearly nothing
+	// 4 answers of 1 MiB wait, 4 refusals of nearly nothing, and two messages.
+	waitFor(t, func() bool {
 		n := r.s.bytes.Load()
 		return n > 3<<20 && n < 5<<20
 	})

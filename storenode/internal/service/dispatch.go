@@ -144,19 +144,9 @@ func refusal(id uint64, err error) *kvpb.Response {
 	return &kvpb.Response{Id: id, Body: &kvpb.Response_Error{Error: errs.ToProto(err)}}
 }
 
-// sizeOf estimates how much memory request holds.
-func sizeOf(request *kvpb.Request) int64 {
-	const fixed = 256
-	switch b := request.GetBody().(type) {
-	case *kvpb.Request_Put:
-		return fixed + int64(len(b.Put.GetKey())+len(b.Put.GetValue()))
-	case *kvpb.Request_Get:
-		return fixed + int64(len(b.Get.GetKey()))
-	case *kvpb.Request_Delete:
-		return fixed + int64(len(b.Delete.GetKey()))
-	}
-	return fixed + int64(proto.Size(request))
-}
+// sizeOf estimates how much memory request holds, with whatever a caller put into
+// it that this version does not know.
+func sizeOf(request *kvpb.Request) int64 { return requestBytes + int64(proto.Size(request)) }
 
 // answerSize estimates how large response is on the wire.
 func answerSize(response *kvpb.Response) int {

@@ -16,6 +16,7 @@ import (
 	logpb "github.com/ridgekv/ridge/proto/ridge/log/v1"
 	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	storepb "github.com/ridgekv/ridge/proto/ridge/store/v1"
+	"github.com/ridgekv/ridge/proto/wire"
 	"github.com/ridgekv/ridge/storenode/internal/catalog"
 	"github.com/ridgekv/ridge/storenode/internal/evaluate"
 )
@@ -224,7 +225,7 @@ func newRig(t testing.TB, o Options) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := grpc.NewServer()
+	server := grpc.NewServer(grpc.ForceServerCodecV2(wire.Codec{}))
 	r.s.Register(server)
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = server.Serve(l) })

@@ -5,6 +5,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/ridgekv/ridge/proto/errs"
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
 	"github.com/ridgekv/ridge/proto/wire"
@@ -30,7 +32,7 @@ func (s *Service) Stream(stream kvpb.KVService_StreamServer) error {
 
 func (s *Service) converse(core *Core, stream kvpb.KVService_StreamServer, owes *debt) error {
 	owes.begin()
-	first := wire.Requests{StreamRequest: &kvpb.StreamRequest{}}
+	first := &wire.Requests{StreamRequest: &kvpb.StreamRequest{}}
 	if err := stream.RecvMsg(first); err != nil {
 		return nil // The caller left without a word.
 	}
@@ -71,16 +73,56 @@ type conversation struct {
 	}
 }
 
-// answer is a finished answer and the room its request takes up.
+// message is the memory of the requests that came in one message: they share
+// it, so it is there until the last of their answers, which may share it too,
+// is written.
+type message struct {
+	bytes int64
+	left  atomic.Int64
+}
+
+// charge takes room for a message.
+func (c *conversation) charge(m *wire.Requests) *message {
+	size := m.SizeBytes
+	if size == 0 {
+		size = proto.Size(m.StreamRequest)
+	}
+	n := int64(len(m.GetRequests()))
+	from := &message{}
+	if n > 0 {
+		from.bytes = int64(size) + n*requestBytes
+		from.left.Store(n)
+		c.release(-from.bytes)
+	}
+	return from
+}
+
+// leave says that n requests are done with. It returns the room that is free.
+func (m *message) leave(n int) int64 {
+	if m.left.Add(-int64(n)) == 0 {
+		return m.bytes
+	}
+	return 0
+}
+
+func (c *conversation) release(bytes int64) {
+	c.bytes.Add(-bytes)
+	c.s.bytes.Add(-bytes)
+}
+
+// answer is a finished answer, the room that it takes up, and the message of
+// its request.
 type answer struct {
 	response *kvpb.Response
 	bytes    int64
+	from     *message
 }
 
 // read takes requests in until the stream ends, m first. When refusals pile up
 // because the caller reads no answers, it stops reading too.
-func (c *conversation) read(stream kvpb.KVService_StreamServer, m wire.Requests) {
+func (c *conversation) read(stream kvpb.KVService_StreamServer, m *wire.Requests) {
 	for {
+		from := c.charge(m)
 		c.s.metrics.requests.Add(float64(len(m.GetRequests())))
 		seats := make([]seat, len(m.GetRequests()))
 		admitted := make([]evaluate.Submission, 0, len(m.GetRequests()))
@@ -92,9 +134,11 @@ func (c *conversation) read(stream kvpb.KVService_StreamServer, m wire.Requests)
 				select {
 				case <-c.room:
 				case <-stream.Context().Done():
+					c.release(from.leave(len(seats) - i))
 					return
 				}
 			}
+			seats[i].c, seats[i].id, seats[i].from = c, r.GetId(), from
 			if c.admit(r, &seats[i]) {
 				admitted = append(admitted, evaluate.Submission{Request: r, To: &seats[i]})
 			}
@@ -108,8 +152,6 @@ func (c *conversation) read(stream kvpb.KVService_StreamServer, m wire.Requests)
 
 // admit climbs the ladder with one request. It is answered when it is refused.
 func (c *conversation) admit(request *kvpb.Request, seat *seat) (admitted bool) {
-	size := sizeOf(request)
-	seat.c, seat.id, seat.bytes = c, request.GetId(), size
 	defer func() {
 		if p := recover(); p != nil {
 			seat.Answer(c.s.panicked(request, p))
@@ -117,8 +159,6 @@ func (c *conversation) admit(request *kvpb.Request, seat *seat) (admitted bool) 
 		}
 	}()
 	c.seats.Add(1)
-	c.bytes.Add(size)
-	c.s.bytes.Add(size)
 	h := headerOf(request)
 	err := c.s.taking()
 	if err == nil {
@@ -170,12 +210,15 @@ func (c *conversation) load() error {
 	return errs.Busy{Reason: reason}
 }
 
+// requestBytes is what a request takes up beside its message.
+const requestBytes = 256
+
 // seat is the place of one request until its answer is written.
 type seat struct {
-	c     *conversation
-	id    uint64
-	bytes int64
-	done  atomic.Bool
+	c    *conversation
+	id   uint64
+	from *message
+	done atomic.Bool
 }
 
 // Answer is called from any goroutine; only its first call counts.
@@ -188,19 +231,16 @@ func (t *seat) Answer(r *kvpb.Response) {
 	}
 	r.Id = t.id
 	c := t.c
-	// The request is gone. Its answer holds memory until it is written.
-	grown := int64(answerSize(r)) - t.bytes
-	c.bytes.Add(grown)
-	c.s.bytes.Add(grown)
-	t.bytes += grown
+	a := answer{response: r, bytes: int64(answerSize(r)), from: t.from}
+	c.release(-a.bytes)
 	c.mu.Lock()
 	deaf := c.mu.deaf
 	if !deaf {
-		c.mu.waiting = append(c.mu.waiting, answer{response: r, bytes: t.bytes})
+		c.mu.waiting = append(c.mu.waiting, a)
 	}
 	c.mu.Unlock()
 	if deaf {
-		c.free(1, t.bytes)
+		c.free(a)
 		return
 	}
 	select {
@@ -209,10 +249,14 @@ func (t *seat) Answer(r *kvpb.Response) {
 	}
 }
 
-func (c *conversation) free(seats, bytes int64) {
-	c.seats.Add(-seats)
-	c.bytes.Add(-bytes)
-	c.s.bytes.Add(-bytes)
+// free gives back what answers took up that are written, or never will be.
+func (c *conversation) free(done ...answer) {
+	bytes := int64(0)
+	for _, a := range done {
+		bytes += a.bytes + a.from.leave(1)
+	}
+	c.release(bytes)
+	c.seats.Add(-int64(len(done)))
 	select {
 	case c.room <- struct{}{}:
 	default:
@@ -262,25 +306,22 @@ func (c *conversation) flush(stream kvpb.KVService_StreamServer) error {
 	c.mu.Unlock()
 	for len(waiting) > 0 {
 		m := &kvpb.StreamResponse{}
-		size, n, bytes := 0, 0, int64(0)
+		size, n := 0, 0
 		for n < len(waiting) && (n == 0 || size < maxMessageBytes) {
 			size += answerSize(waiting[n].response)
 			if n > 0 && size > maxMessageBytes {
 				break
 			}
 			m.Responses = append(m.Responses, waiting[n].response)
-			bytes += waiting[n].bytes
 			n++
 		}
-		waiting = waiting[n:]
 		c.owes.begin()
 		err := stream.SendMsg(wire.Responses{StreamResponse: m})
 		c.owes.end()
-		c.free(int64(n), bytes)
+		c.free(waiting[:n]...)
+		waiting = waiting[n:]
 		if err != nil {
-			for _, w := range waiting {
-				c.free(1, w.bytes)
-			}
+			c.free(waiting...)
 			return err
 		}
 		c.s.metrics.packed.Observe(float64(n))
@@ -294,7 +335,5 @@ func (c *conversation) hangUp() {
 	waiting := c.mu.waiting
 	c.mu.waiting, c.mu.deaf = nil, true
 	c.mu.Unlock()
-	for _, w := range waiting {
-		c.free(1, w.bytes)
-	}
+	c.free(waiting...)
 }

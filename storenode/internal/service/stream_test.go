@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protowire"
+
 	"github.com/ridgekv/ridge/proto/errs"
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
 	storepb "github.com/ridgekv/ridge/proto/ridge/store/v1"
@@ -173,14 +175,13 @@ func TestStreamSeatsAndBytesAreBounded(t *testing.T) {
 		r.open()
 		r.evaluator.hold = true
 		stream := openStream(t, r, goodHello)
-		var requests []*kvpb.Request
 		for i := range uint64(20) {
 			request := putOf(at(1, 4), "b", c.size)
 			request.Id = i + 1
-			requests = append(requests, request)
-		}
-		if err := stream.Send(&kvpb.StreamRequest{Requests: requests}); err != nil {
-			t.Fatal(err)
+			m := &kvpb.StreamRequest{Requests: []*kvpb.Request{request}}
+			if err := stream.Send(m); err != nil {
+				t.Fatal(err)
+			}
 		}
 		for id, a := range collect(t, stream, 10) {
 			if a.GetError().GetBusy().GetReason() != c.reason {
@@ -191,6 +192,46 @@ func TestStreamSeatsAndBytesAreBounded(t *testing.T) {
 		collect(t, stream, 10)
 		waitFor(t, func() bool { return r.s.bytes.Load() == 0 })
 	}
+}
+
+// The requests of a message share its memory, so one that waits keeps all of it,
+// whatever became of the others.
+func TestAMessageIsCountedUntilItsLastAnswer(t *testing.T) {
+	r := newRig(t, Options{StreamBytes: 1 << 20})
+	r.open()
+	r.evaluator.hold = true
+	stream := openStream(t, r, goodHello)
+	get := getOf(at(1, 4), "b")
+	get.Id = 1
+	elsewhere := putOf(at(99, 1), "b", 600_000)
+	elsewhere.Id = 2
+	junk := getOf(at(99, 1), "b")
+	junk.Id = 3
+	unknown := protowire.AppendTag(nil, 1000, protowire.BytesType)
+	unknown = protowire.AppendBytes(unknown, make([]byte, 300_000))
+	junk.GetGet().ProtoReflect().SetUnknown(unknown)
+	m := &kvpb.StreamRequest{Requests: []*kvpb.Request{get, elsewhere, junk}}
+	if err := stream.Send(m); err != nil {
+		t.Fatal(err)
+	}
+	for id, a := range collect(t, stream, 2) {
+		if a.GetError().GetRangeNotFound() == nil {
+			t.Fatalf("request %d: %v", id, a)
+		}
+	}
+	if n := r.s.bytes.Load(); n < 900_000 {
+		t.Errorf("%d bytes are counted, the message is there", n)
+	}
+	m = &kvpb.StreamRequest{Requests: []*kvpb.Request{putOf(at(1, 4), "b", 200_000)}}
+	if err := stream.Send(m); err != nil {
+		t.Fatal(err)
+	}
+	if a := collect(t, stream, 1)[0]; a.GetError().GetBusy().GetReason() != "stream bytes" {
+		t.Errorf("beyond the bound: %v", a)
+	}
+	r.evaluator.release()
+	collect(t, stream, 1)
+	waitFor(t, func() bool { return r.s.bytes.Load() == 0 })
 }
 
 func TestPanicsBecomeErrors(t *testing.T) {
