@@ -58,7 +58,7 @@ type testStore struct {
 }
 
 // newTestCluster makes stores 1..n without starting them.
-func newTestCluster(t *testing.T, n int) *testCluster {
+func newTestCluster(t testing.TB, n int) *testCluster {
 	t.Helper()
 	c := &testCluster{
 		stores: make(map[uint64]*testStore), addrs: make(map[uint64]string),
@@ -76,7 +76,7 @@ func newTestCluster(t *testing.T, n int) *testCluster {
 func shippedTicks(o *Options) { o.Tick = 0 }
 
 // startTestCluster starts stores 1..n, with range 1 on store 1.
-func startTestCluster(t *testing.T, n int, opts func(*Options)) *testCluster {
+func startTestCluster(t testing.TB, n int, opts func(*Options)) *testCluster {
 	t.Helper()
 	c := newTestCluster(t, n)
 	c.opts = opts
@@ -89,7 +89,7 @@ func startTestCluster(t *testing.T, n int, opts func(*Options)) *testCluster {
 
 // freeAddress picks a port that nobody listens on. Dragonboat cannot be given
 // port 0.
-func freeAddress(t *testing.T) string {
+func freeAddress(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -119,7 +119,7 @@ func (s *testStore) options() Options {
 }
 
 // openOnly opens a host without an engine and without running it.
-func (s *testStore) openOnly(t *testing.T) *Host {
+func (s *testStore) openOnly(t testing.TB) *Host {
 	t.Helper()
 	h, err := Open(s.options(), Deps{})
 	if err != nil {
@@ -128,7 +128,7 @@ func (s *testStore) openOnly(t *testing.T) *Host {
 	return h
 }
 
-func (s *testStore) openEngine(t *testing.T) {
+func (s *testStore) openEngine(t testing.TB) {
 	t.Helper()
 	e, err := engine.Open(engine.Options{
 		Dir: s.dir + "/engine", MemTableSizeBytes: 32 << 20, BlockCacheSizeBytes: 1 << 20,
@@ -145,7 +145,7 @@ func (s *testStore) openEngine(t *testing.T) {
 }
 
 // start starts the store and waits until its replicas were started.
-func (s *testStore) start(t *testing.T) {
+func (s *testStore) start(t testing.TB) {
 	t.Helper()
 	if s.engine == nil {
 		s.openEngine(t)
@@ -185,13 +185,13 @@ func (s *testStore) start(t *testing.T) {
 }
 
 // stop stops the store. The directories stay.
-func (s *testStore) stop(t *testing.T) {
+func (s *testStore) stop(t testing.TB) {
 	t.Helper()
 	s.stopHost(t)
 	s.closeEngine(t)
 }
 
-func (s *testStore) stopHost(t *testing.T) {
+func (s *testStore) stopHost(t testing.TB) {
 	t.Helper()
 	if s.host == nil {
 		return
@@ -206,7 +206,7 @@ func (s *testStore) stopHost(t *testing.T) {
 	s.host = nil
 }
 
-func (s *testStore) closeEngine(t *testing.T) {
+func (s *testStore) closeEngine(t testing.TB) {
 	t.Helper()
 	if s.engine == nil {
 		return
@@ -217,13 +217,13 @@ func (s *testStore) closeEngine(t *testing.T) {
 	s.engine, s.catalog = nil, nil
 }
 
-func (s *testStore) restart(t *testing.T) {
+func (s *testStore) restart(t testing.TB) {
 	t.Helper()
 	s.stop(t)
 	s.start(t)
 }
 
-func (s *testStore) bearFirst(t *testing.T) {
+func (s *testStore) bearFirst(t testing.TB) {
 	t.Helper()
 	if err := s.host.BearFirst(testContext(t), firstRange(s.id)); err != nil {
 		t.Fatal(err)
@@ -251,7 +251,7 @@ func voters(stores ...uint64) []*metapb.Replica {
 }
 
 // grow makes the store a voter of the range, with the replica id given.
-func (c *testCluster) grow(t *testing.T, rangeID, replicaID, storeID uint64) {
+func (c *testCluster) grow(t testing.TB, rangeID, replicaID, storeID uint64) {
 	t.Helper()
 	ctx := testContext(t)
 	lead := c.leader(t, rangeID)
@@ -272,7 +272,7 @@ func (c *testCluster) grow(t *testing.T, rangeID, replicaID, storeID uint64) {
 }
 
 // config waits until the members are known as of what is applied.
-func (s *testStore) config(t *testing.T, rangeID uint64) (config uint64) {
+func (s *testStore) config(t testing.TB, rangeID uint64) (config uint64) {
 	t.Helper()
 	eventually(t, "members known", func() error {
 		want, known := s.host.ConfigIndex(rangeID)
@@ -287,7 +287,7 @@ func (s *testStore) config(t *testing.T, rangeID uint64) (config uint64) {
 }
 
 // leader waits until a running store leads the range.
-func (c *testCluster) leader(t *testing.T, rangeID uint64) (lead *testStore) {
+func (c *testCluster) leader(t testing.TB, rangeID uint64) (lead *testStore) {
 	t.Helper()
 	eventually(t, "leader", func() error {
 		for _, s := range c.stores {
@@ -301,7 +301,7 @@ func (c *testCluster) leader(t *testing.T, rangeID uint64) (lead *testStore) {
 	return lead
 }
 
-func (s *testStore) awaitLeader(t *testing.T, rangeID, storeID uint64) {
+func (s *testStore) awaitLeader(t testing.TB, rangeID, storeID uint64) {
 	t.Helper()
 	eventually(t, "leader", func() error {
 		if l := s.host.Leader(rangeID); !l.Known || l.StoreID != storeID {
@@ -312,7 +312,7 @@ func (s *testStore) awaitLeader(t *testing.T, rangeID, storeID uint64) {
 }
 
 // propose proposes and waits.
-func (s *testStore) propose(t *testing.T, rangeID uint64, cmd []byte) Outcome {
+func (s *testStore) propose(t testing.TB, rangeID uint64, cmd []byte) Outcome {
 	t.Helper()
 	done := make(chan Outcome, 1)
 	s.host.Propose(rangeID, cmd, 5*time.Second, func(o Outcome) { done <- o })
@@ -325,7 +325,7 @@ func (s *testStore) propose(t *testing.T, rangeID uint64, cmd []byte) Outcome {
 	}
 }
 
-func (s *testStore) readIndex(t *testing.T, rangeID uint64) error {
+func (s *testStore) readIndex(t testing.TB, rangeID uint64) error {
 	t.Helper()
 	done := make(chan error, 1)
 	s.host.ReadIndex(rangeID, 5*time.Second, func(err error) { done <- err })
@@ -338,7 +338,7 @@ func (s *testStore) readIndex(t *testing.T, rangeID uint64) error {
 	}
 }
 
-func (s *testStore) state(t *testing.T, rangeID uint64) *catalog.State {
+func (s *testStore) state(t testing.TB, rangeID uint64) *catalog.State {
 	t.Helper()
 	r, ok := s.catalog.Replica(rangeID)
 	if !ok {
@@ -347,7 +347,7 @@ func (s *testStore) state(t *testing.T, rangeID uint64) *catalog.State {
 	return r.State()
 }
 
-func (s *testStore) applied(t *testing.T, rangeID uint64) catalog.Applied {
+func (s *testStore) applied(t testing.TB, rangeID uint64) catalog.Applied {
 	t.Helper()
 	r, ok := s.catalog.Replica(rangeID)
 	if !ok {
@@ -357,7 +357,7 @@ func (s *testStore) applied(t *testing.T, rangeID uint64) catalog.Applied {
 }
 
 // acquire takes the lease of a range that is led here.
-func (s *testStore) acquire(t *testing.T, rangeID uint64) {
+func (s *testStore) acquire(t testing.TB, rangeID uint64) {
 	t.Helper()
 	eventually(t, "lease", func() error {
 		return applied(s.propose(t, rangeID, acquireEntry(s.state(t, rangeID), s.id)))
@@ -374,12 +374,12 @@ func acquireEntry(st *catalog.State, storeID uint64) []byte {
 }
 
 // put writes a key as the next entry of the tenure in force.
-func (s *testStore) put(t *testing.T, rangeID uint64, key, value string) {
+func (s *testStore) put(t testing.TB, rangeID uint64, key, value string) {
 	t.Helper()
 	must(t, applied(s.propose(t, rangeID, s.entry(t, rangeID, key, value))))
 }
 
-func (s *testStore) entry(t *testing.T, rangeID uint64, key, value string) []byte {
+func (s *testStore) entry(t testing.TB, rangeID uint64, key, value string) []byte {
 	t.Helper()
 	return writeEntry(s.state(t, rangeID), s.applied(t, rangeID), key, value)
 }
@@ -395,7 +395,7 @@ func writeEntry(st *catalog.State, a catalog.Applied, key, value string) []byte 
 }
 
 // split proposes a split whose child's replica ids are those of their stores.
-func (s *testStore) split(t *testing.T, rangeID, childID uint64, key string, stores ...uint64) {
+func (s *testStore) split(t testing.TB, rangeID, childID uint64, key string, stores ...uint64) {
 	t.Helper()
 	must(t, applied(s.propose(t, rangeID, splitEntry(s.state(t, rangeID), s.applied(t, rangeID),
 		childID, key, s.config(t, rangeID), stores...))))
@@ -417,7 +417,7 @@ func splitEntry(
 }
 
 // get reads a key from the store's engine.
-func (s *testStore) get(t *testing.T, rangeID uint64, key string) (string, bool) {
+func (s *testStore) get(t testing.TB, rangeID uint64, key string) (string, bool) {
 	t.Helper()
 	for _, sl := range s.state(t, rangeID).Slices() {
 		if !sl.Span.Contains([]byte(key)) {
@@ -449,7 +449,7 @@ func must(t testing.TB, err error) {
 	}
 }
 
-func testContext(t *testing.T) context.Context {
+func testContext(t testing.TB) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 	t.Cleanup(cancel)

@@ -68,10 +68,11 @@ type Host struct {
 
 	booted  chan struct{}
 	closing atomic.Bool
-	// calls are futures in flight; no new one begins once closing is set under
-	// callsMu.
+	// calls and futures are what is in flight; nothing new begins once closing
+	// is set under callsMu.
 	callsMu sync.RWMutex
 	calls   sync.WaitGroup
+	futures *futures
 
 	close struct {
 		sync.Once
@@ -140,6 +141,7 @@ func newHost(o Options, d Deps) *Host {
 		deaths: newDeaths(),
 	}
 	h.metrics = newMetrics(o.Registerer, h)
+	h.futures = newFutures(h.ended)
 	h.intake = newIntake(o.IntakeBytes, h.metrics.intakeDropped)
 	h.door.admit = h.intake.admit
 	return h
@@ -180,6 +182,7 @@ func (h *Host) Close() error {
 		h.stopCuttingLogs()
 		h.door.fence()
 		h.close.err = guard("close", h.nh.Close)
+		h.futures.close()
 		h.calls.Wait()
 	})
 	return h.close.err

@@ -28,18 +28,17 @@ type Outcome struct {
 func (h *Host) Propose(
 	rangeID uint64, cmd []byte, timeout time.Duration, done func(Outcome),
 ) {
+	h.callsMu.RLock()
+	defer h.callsMu.RUnlock()
+	if h.closing.Load() {
+		time.AfterFunc(0, func() {
+			done(Outcome{Err: fmt.Errorf("%w: %w", ErrNotProposed, ErrClosed)})
+		})
+		return
+	}
 	timeout = h.atLeastTicks(timeout)
-	h.promise(func() func() {
-		rs, err := h.propose(rangeID, cmd, timeout)
-		return func() {
-			out := Outcome{Err: err}
-			if err == nil {
-				out = h.outcome(rs, timeout)
-			}
-			h.metrics.proposals.inc(outcomeName(out.Err))
-			done(out)
-		}
-	}, func() { done(Outcome{Err: fmt.Errorf("%w: %w", ErrNotProposed, ErrClosed)}) })
+	rs, err := h.propose(rangeID, cmd, timeout)
+	h.futures.start(future{rangeID: rangeID, rs: rs, err: err, proposed: done}, timeout+graceTime)
 }
 
 func (h *Host) propose(
@@ -62,8 +61,7 @@ func (h *Host) propose(
 	return rs, nil
 }
 
-func (h *Host) outcome(rs *dragonboat.RequestState, timeout time.Duration) Outcome {
-	res, ok := await(rs, timeout)
+func outcomeOf(res dragonboat.RequestResult, ok bool) Outcome {
 	switch {
 	case !ok:
 		return Outcome{Err: fmt.Errorf("%w: no answer", ErrUnknown)}
@@ -85,20 +83,37 @@ func (h *Host) outcome(rs *dragonboat.RequestState, timeout time.Duration) Outco
 // nothing about leadership: a follower asks its leader. It never blocks; done
 // is called once, from another goroutine. All errors may be retried.
 func (h *Host) ReadIndex(rangeID uint64, timeout time.Duration, done func(error)) {
+	h.callsMu.RLock()
+	defer h.callsMu.RUnlock()
+	if h.closing.Load() {
+		time.AfterFunc(0, func() { done(ErrClosed) })
+		return
+	}
 	timeout = h.atLeastTicks(timeout)
-	h.promise(func() func() {
-		rs, err := h.nh.ReadIndex(rangeID, timeout)
-		return func() {
-			if err == nil {
-				err = confirmed(await(rs, timeout))
-			}
-			h.metrics.reads.inc(readName(err))
-			if err != nil {
-				err = fmt.Errorf("raft: read index of range %d: %w", rangeID, err)
-			}
-			done(err)
+	rs, err := h.nh.ReadIndex(rangeID, timeout)
+	h.futures.start(future{rangeID: rangeID, rs: rs, err: err, confirmed: done}, timeout+graceTime)
+}
+
+// ended passes on what became of a call, in the goroutine that waited for it.
+func (h *Host) ended(f future, res dragonboat.RequestResult, answered bool) {
+	if f.proposed != nil {
+		out := Outcome{Err: f.err}
+		if f.err == nil {
+			out = outcomeOf(res, answered)
 		}
-	}, func() { done(ErrClosed) })
+		h.metrics.proposals.inc(outcomeName(out.Err))
+		f.proposed(out)
+		return
+	}
+	err := f.err
+	if err == nil {
+		err = confirmed(res, answered)
+	}
+	h.metrics.reads.inc(readName(err))
+	if err != nil {
+		err = fmt.Errorf("raft: read index of range %d: %w", f.rangeID, err)
+	}
+	f.confirmed(err)
 }
 
 func confirmed(res dragonboat.RequestResult, ok bool) error {
@@ -123,21 +138,8 @@ func readName(err error) string {
 	return "refused"
 }
 
-// promise makes a call that answers later: begin makes it and returns what
-// waits for the answer. refuse is called instead when the host is closing.
-// Answers come from other goroutines, so a caller may hold its locks.
-func (h *Host) promise(begin func() (wait func()), refuse func()) {
-	h.callsMu.RLock()
-	defer h.callsMu.RUnlock()
-	if h.closing.Load() {
-		time.AfterFunc(0, refuse)
-		return
-	}
-	h.calls.Go(begin())
-}
-
-// await waits for the answer to a request. Only an answered request may be
-// released; an abandoned one is left to the garbage collector.
+// await waits for the answer to a request in its caller's goroutine. Only an
+// answered request may be released; the garbage collector has the others.
 func await(
 	rs *dragonboat.RequestState, timeout time.Duration,
 ) (dragonboat.RequestResult, bool) {
