@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 
+	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 )
 
@@ -172,6 +173,19 @@ func TestByHand(t *testing.T) {
 			Subject: &pdpb.PlanSubject_DecommissionStoreId{DecommissionStoreId: id},
 		}})
 		refusedWith(t, "planning it", p.GetError(), err, words)
+	}
+	rule := &pdpb.PlacementRule{Id: "five", Voters: 5, Span: &metapb.Span{}}
+	p, err := admin.MakePlan(ctx, &pdpb.MakePlanRequest{Subject: &pdpb.PlanSubject{
+		Subject: &pdpb.PlanSubject_Rule{Rule: rule},
+	}})
+	refusedWith(t, "planning a rule that nobody can follow", p.GetError(), err, "wants 5 voters",
+		"label or add 2 more")
+	rule.Voters = 1
+	p, err = admin.MakePlan(ctx, &pdpb.MakePlanRequest{Subject: &pdpb.PlanSubject{
+		Subject: &pdpb.PlanSubject_Rule{Rule: rule},
+	}})
+	if want(t, "planning a rule", p.GetError(), err, noReason); len(p.GetPlan().GetMoves()) == 0 {
+		t.Errorf("one voter instead of three: %v", p.GetPlan())
 	}
 	f, err := admin.ForgetStore(ctx, &pdpb.ForgetStoreRequest{StoreId: 1})
 	refusedWith(t, "forgetting", f.GetError(), err, "is alive")

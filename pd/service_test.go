@@ -83,10 +83,6 @@ var calls = map[string]func(
 		r, err := c.ListStores(ctx, &pdpb.ListStoresRequest{Header: h})
 		return r.GetError(), err
 	},
-	"SetStoreState": func(ctx context.Context, c pdpb.PDServiceClient, h *pdpb.RequestHeader) (*pdpb.PDError, error) {
-		r, err := c.SetStoreState(ctx, &pdpb.SetStoreStateRequest{Header: h})
-		return r.GetError(), err
-	},
 	"SetRule": func(ctx context.Context, c pdpb.PDServiceClient, h *pdpb.RequestHeader) (*pdpb.PDError, error) {
 		r, err := c.SetRule(ctx, &pdpb.SetRuleRequest{Header: h})
 		return r.GetError(), err
@@ -418,13 +414,9 @@ func TestStoresAndHolds(t *testing.T) {
 	h, err := client.StoreHeartbeat(ctx, &pdpb.StoreHeartbeatRequest{StoreId: 7})
 	want(t, "the heartbeat of a stranger", h.GetError(), err, notFound)
 	register(t, client, 0, "b")
-	s, err := client.SetStoreState(ctx, &pdpb.SetStoreStateRequest{
-		StoreId: 2, State: metapb.StoreState_STORE_STATE_LEAVING,
-	})
-	want(t, "leaving", s.GetError(), err, noReason)
-	s, err = client.SetStoreState(ctx, &pdpb.SetStoreStateRequest{
-		StoreId: 2, State: metapb.StoreState_STORE_STATE_GONE,
-	})
+	s, err := c.admin().ForgetStore(ctx, &pdpb.ForgetStoreRequest{StoreId: 1})
+	refusedWith(t, "forgetting a store that is heard", s.GetError(), err, "is alive")
+	s, err = c.admin().ForgetStore(ctx, &pdpb.ForgetStoreRequest{StoreId: 2})
 	want(t, "gone", s.GetError(), err, noReason)
 	h, err = client.StoreHeartbeat(ctx, &pdpb.StoreHeartbeatRequest{StoreId: 2})
 	want(t, "the heartbeat of one that is gone", h.GetError(), err, gone)

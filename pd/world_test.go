@@ -421,9 +421,7 @@ func TestLifeOfACluster(t *testing.T) {
 	stops[3]()
 	w.await("the store that is down to be replaced", 3, 1, 2, 4)
 	w.routes()
-	s, err := c.client().SetStoreState(ctx, &pdpb.SetStoreStateRequest{
-		StoreId: 1, State: metapb.StoreState_STORE_STATE_DRAINING,
-	})
+	s, err := c.admin().DrainStore(ctx, &pdpb.DrainStoreRequest{StoreId: 1})
 	want(t, "draining", s.GetError(), err, noReason)
 	eventually(t, "store 1 to lead nothing", func() error {
 		w.mu.Lock()

@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/ridgekv/ridge/proto/keys"
-	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 	"github.com/ridgekv/ridge/proto/ts"
 )
@@ -137,15 +136,6 @@ func (c *Client) SplitRange(ctx context.Context, key []byte) (*pdpb.SplitRangeRe
 func (c *Client) ListStores(ctx context.Context) (*pdpb.ListStoresResponse, error) {
 	return call(ctx, c, "list stores", toLeader, c.o.TryTimeout, pdpb.PDServiceClient.ListStores,
 		&pdpb.ListStoresRequest{Header: c.header()})
-}
-
-// SetStoreState lets a store drain or leave, or calls it back.
-func (c *Client) SetStoreState(
-	ctx context.Context, storeID uint64, state metapb.StoreState,
-) (*pdpb.SetStoreStateResponse, error) {
-	return call(ctx, c, "set store state", toLeader, c.o.TryTimeout,
-		pdpb.PDServiceClient.SetStoreState,
-		&pdpb.SetStoreStateRequest{Header: c.header(), StoreId: storeID, State: state})
 }
 
 // SetRule creates or replaces a placement rule.

@@ -28,6 +28,18 @@ const (
 // order does not depend on when a rule was made.
 func (s *state) putRule(c *pdpb.PutRule) *pdpb.CommandResult {
 	in := c.GetRule()
+	if why := s.ruleRefusal(in); why != "" {
+		return refuse(pdpb.PDErrorReason_PD_ERROR_REASON_INVALID_ARGUMENT, why)
+	}
+	rule := proto.CloneOf(in)
+	s.ruleRevision++
+	rule.Revision = s.ruleRevision
+	s.rules[rule.GetId()] = rule
+	return &pdpb.CommandResult{Rule: rule}
+}
+
+// ruleRefusal says why a rule is not taken, and what would help.
+func (s *state) ruleRefusal(in *pdpb.PlacementRule) string {
 	why := ruleFault(in)
 	if why == "" {
 		why = s.ruleConflict(in)
@@ -38,14 +50,14 @@ func (s *state) putRule(c *pdpb.PutRule) *pdpb.CommandResult {
 	if why == "" && s.rules[in.GetId()] == nil && len(s.rules) >= maxRules {
 		why = fmt.Sprintf("there are %d rules: delete one first", len(s.rules))
 	}
-	if why != "" {
-		return refuse(pdpb.PDErrorReason_PD_ERROR_REASON_INVALID_ARGUMENT, why)
-	}
-	rule := proto.CloneOf(in)
-	s.ruleRevision++
-	rule.Revision = s.ruleRevision
-	s.rules[rule.GetId()] = rule
-	return &pdpb.CommandResult{Rule: rule}
+	return why
+}
+
+// RuleRefusal says why a rule would not be taken now; empty when it would.
+func (m *Meta) RuleRefusal(in *pdpb.PlacementRule) string {
+	m.machine.mu.RLock()
+	defer m.machine.mu.RUnlock()
+	return m.machine.mu.state.ruleRefusal(in)
 }
 
 func (s *state) dropRule(c *pdpb.DropRule) *pdpb.CommandResult {

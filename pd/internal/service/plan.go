@@ -22,7 +22,12 @@ const still = "not a part of this plan"
 func (s *Service) MakePlan(
 	_ context.Context, req *pdpb.MakePlanRequest,
 ) (*pdpb.MakePlanResponse, error) {
-	_, l, err := s.lead(req.GetHeader())
+	m, l, err := s.lead(req.GetHeader())
+	if x := req.GetSubject().GetRule(); err == nil && x != nil {
+		if why := m.RuleRefusal(x); why != "" {
+			err = invalid("%s", why)
+		}
+	}
 	if err != nil {
 		return &pdpb.MakePlanResponse{Error: s.pdError(err)}, nil
 	}
@@ -90,9 +95,6 @@ func foreseeStore(
 func foreseeRule(
 	v topology.View, limits operator.Limits, rule *pdpb.PlacementRule,
 ) (*pdpb.Plan, error) {
-	if rule.GetId() == "" {
-		return nil, invalid("the rule has no id")
-	}
 	began := v
 	began.Still = still
 	began.Rules = append(slices.DeleteFunc(slices.Clone(v.Rules),

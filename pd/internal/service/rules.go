@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"fmt"
 
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 )
@@ -10,7 +11,7 @@ import (
 func (s *Service) SetRule(
 	ctx context.Context, req *pdpb.SetRuleRequest,
 ) (*pdpb.SetRuleResponse, error) {
-	m, _, err := s.confirmed(ctx, req.GetHeader())
+	m, l, err := s.confirmed(ctx, req.GetHeader())
 	if err != nil {
 		return &pdpb.SetRuleResponse{Error: s.pdError(err)}, nil
 	}
@@ -20,6 +21,7 @@ func (s *Service) SetRule(
 	if err == nil {
 		s.o.Logger.Info("placement rule is set", "rule", r.GetRule().GetId(),
 			"revision", r.GetRule().GetRevision())
+		l.admin(fmt.Sprintf("placement rule %q is set", r.GetRule().GetId()))
 	}
 	return &pdpb.SetRuleResponse{Error: s.pdError(err), Rule: r.GetRule()}, nil
 }
@@ -28,13 +30,16 @@ func (s *Service) SetRule(
 func (s *Service) DeleteRule(
 	ctx context.Context, req *pdpb.DeleteRuleRequest,
 ) (*pdpb.DeleteRuleResponse, error) {
-	m, _, err := s.confirmed(ctx, req.GetHeader())
+	m, l, err := s.confirmed(ctx, req.GetHeader())
 	if err != nil {
 		return &pdpb.DeleteRuleResponse{Error: s.pdError(err)}, nil
 	}
 	_, err = fromResult(m.Propose(ctx, &pdpb.Command{Command: &pdpb.Command_DropRule{
 		DropRule: &pdpb.DropRule{Id: req.GetId()},
 	}}))
+	if err == nil {
+		l.admin(fmt.Sprintf("placement rule %q is deleted", req.GetId()))
+	}
 	return &pdpb.DeleteRuleResponse{Error: s.pdError(err)}, nil
 }
 

@@ -149,24 +149,6 @@ func (s *Service) ListStores(
 	return &pdpb.ListStoresResponse{Stores: s.storeInfos(l)}, nil
 }
 
-// SetStoreState is an administrator's word on a store.
-func (s *Service) SetStoreState(
-	ctx context.Context, req *pdpb.SetStoreStateRequest,
-) (*pdpb.SetStoreStateResponse, error) {
-	m, l, err := s.confirmed(ctx, req.GetHeader())
-	if err != nil {
-		return &pdpb.SetStoreStateResponse{Error: s.pdError(err)}, nil
-	}
-	r, err := fromResult(m.Propose(ctx, &pdpb.Command{Command: &pdpb.Command_PutStoreState{
-		PutStoreState: &pdpb.PutStoreState{StoreId: req.GetStoreId(), State: req.GetState()},
-	}}))
-	if err != nil {
-		return &pdpb.SetStoreStateResponse{Error: s.pdError(err)}, nil
-	}
-	putStore(m, l, req.GetStoreId())
-	return &pdpb.SetStoreStateResponse{Store: r.GetStore()}, nil
-}
-
 // GetSafePoint returns both points and the holds.
 func (s *Service) GetSafePoint(
 	_ context.Context, req *pdpb.GetSafePointRequest,

@@ -3862,118 +3862,6 @@ func (x *ListStoresResponse) GetStores() []*StoreInfo {
 	return nil
 }
 
-type SetStoreStateRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Header        *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
-	StoreId       uint64                 `protobuf:"varint,2,opt,name=store_id,json=storeId,proto3" json:"store_id,omitempty"`
-	State         v11.StoreState         `protobuf:"varint,3,opt,name=state,proto3,enum=ridge.meta.v1.StoreState" json:"state,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SetStoreStateRequest) Reset() {
-	*x = SetStoreStateRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[55]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SetStoreStateRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SetStoreStateRequest) ProtoMessage() {}
-
-func (x *SetStoreStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[55]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SetStoreStateRequest.ProtoReflect.Descriptor instead.
-func (*SetStoreStateRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{55}
-}
-
-func (x *SetStoreStateRequest) GetHeader() *RequestHeader {
-	if x != nil {
-		return x.Header
-	}
-	return nil
-}
-
-func (x *SetStoreStateRequest) GetStoreId() uint64 {
-	if x != nil {
-		return x.StoreId
-	}
-	return 0
-}
-
-func (x *SetStoreStateRequest) GetState() v11.StoreState {
-	if x != nil {
-		return x.State
-	}
-	return v11.StoreState(0)
-}
-
-type SetStoreStateResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Error         *PDError               `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
-	Store         *v11.Store             `protobuf:"bytes,2,opt,name=store,proto3" json:"store,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SetStoreStateResponse) Reset() {
-	*x = SetStoreStateResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[56]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SetStoreStateResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SetStoreStateResponse) ProtoMessage() {}
-
-func (x *SetStoreStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[56]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SetStoreStateResponse.ProtoReflect.Descriptor instead.
-func (*SetStoreStateResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{56}
-}
-
-func (x *SetStoreStateResponse) GetError() *PDError {
-	if x != nil {
-		return x.Error
-	}
-	return nil
-}
-
-func (x *SetStoreStateResponse) GetStore() *v11.Store {
-	if x != nil {
-		return x.Store
-	}
-	return nil
-}
-
 type ListOperatorsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Header        *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
@@ -3983,7 +3871,7 @@ type ListOperatorsRequest struct {
 
 func (x *ListOperatorsRequest) Reset() {
 	*x = ListOperatorsRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[57]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3995,7 +3883,7 @@ func (x *ListOperatorsRequest) String() string {
 func (*ListOperatorsRequest) ProtoMessage() {}
 
 func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[57]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4008,7 +3896,7 @@ func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperatorsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperatorsRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{57}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ListOperatorsRequest) GetHeader() *RequestHeader {
@@ -4037,7 +3925,7 @@ type OperatorInfo struct {
 
 func (x *OperatorInfo) Reset() {
 	*x = OperatorInfo{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[58]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4049,7 +3937,7 @@ func (x *OperatorInfo) String() string {
 func (*OperatorInfo) ProtoMessage() {}
 
 func (x *OperatorInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[58]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4062,7 +3950,7 @@ func (x *OperatorInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorInfo.ProtoReflect.Descriptor instead.
 func (*OperatorInfo) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{58}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *OperatorInfo) GetOperatorId() uint64 {
@@ -4131,7 +4019,7 @@ type Verdict struct {
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[59]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4143,7 +4031,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[59]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4156,7 +4044,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{59}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Verdict) GetRangeId() uint64 {
@@ -4207,7 +4095,7 @@ type ListOperatorsResponse struct {
 
 func (x *ListOperatorsResponse) Reset() {
 	*x = ListOperatorsResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[60]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4219,7 +4107,7 @@ func (x *ListOperatorsResponse) String() string {
 func (*ListOperatorsResponse) ProtoMessage() {}
 
 func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[60]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4232,7 +4120,7 @@ func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperatorsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperatorsResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{60}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListOperatorsResponse) GetError() *PDError {
@@ -4273,7 +4161,7 @@ type TimestampsRequest struct {
 
 func (x *TimestampsRequest) Reset() {
 	*x = TimestampsRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[61]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4285,7 +4173,7 @@ func (x *TimestampsRequest) String() string {
 func (*TimestampsRequest) ProtoMessage() {}
 
 func (x *TimestampsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[61]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4298,7 +4186,7 @@ func (x *TimestampsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimestampsRequest.ProtoReflect.Descriptor instead.
 func (*TimestampsRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{61}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *TimestampsRequest) GetHeader() *RequestHeader {
@@ -4327,7 +4215,7 @@ type TimestampsResponse struct {
 
 func (x *TimestampsResponse) Reset() {
 	*x = TimestampsResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[62]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4339,7 +4227,7 @@ func (x *TimestampsResponse) String() string {
 func (*TimestampsResponse) ProtoMessage() {}
 
 func (x *TimestampsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[62]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4352,7 +4240,7 @@ func (x *TimestampsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimestampsResponse.ProtoReflect.Descriptor instead.
 func (*TimestampsResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{62}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *TimestampsResponse) GetError() *PDError {
@@ -4385,7 +4273,7 @@ type GetSafePointRequest struct {
 
 func (x *GetSafePointRequest) Reset() {
 	*x = GetSafePointRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[63]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4397,7 +4285,7 @@ func (x *GetSafePointRequest) String() string {
 func (*GetSafePointRequest) ProtoMessage() {}
 
 func (x *GetSafePointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[63]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4410,7 +4298,7 @@ func (x *GetSafePointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSafePointRequest.ProtoReflect.Descriptor instead.
 func (*GetSafePointRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{63}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *GetSafePointRequest) GetHeader() *RequestHeader {
@@ -4432,7 +4320,7 @@ type GetSafePointResponse struct {
 
 func (x *GetSafePointResponse) Reset() {
 	*x = GetSafePointResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[64]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4444,7 +4332,7 @@ func (x *GetSafePointResponse) String() string {
 func (*GetSafePointResponse) ProtoMessage() {}
 
 func (x *GetSafePointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[64]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4457,7 +4345,7 @@ func (x *GetSafePointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSafePointResponse.ProtoReflect.Descriptor instead.
 func (*GetSafePointResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{64}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *GetSafePointResponse) GetError() *PDError {
@@ -4499,7 +4387,7 @@ type Hold struct {
 
 func (x *Hold) Reset() {
 	*x = Hold{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[65]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4511,7 +4399,7 @@ func (x *Hold) String() string {
 func (*Hold) ProtoMessage() {}
 
 func (x *Hold) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[65]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4524,7 +4412,7 @@ func (x *Hold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hold.ProtoReflect.Descriptor instead.
 func (*Hold) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{65}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Hold) GetHoldId() string {
@@ -4560,7 +4448,7 @@ type SetHoldRequest struct {
 
 func (x *SetHoldRequest) Reset() {
 	*x = SetHoldRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[66]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4572,7 +4460,7 @@ func (x *SetHoldRequest) String() string {
 func (*SetHoldRequest) ProtoMessage() {}
 
 func (x *SetHoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[66]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4585,7 +4473,7 @@ func (x *SetHoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetHoldRequest.ProtoReflect.Descriptor instead.
 func (*SetHoldRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{66}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *SetHoldRequest) GetHeader() *RequestHeader {
@@ -4626,7 +4514,7 @@ type SetHoldResponse struct {
 
 func (x *SetHoldResponse) Reset() {
 	*x = SetHoldResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[67]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4638,7 +4526,7 @@ func (x *SetHoldResponse) String() string {
 func (*SetHoldResponse) ProtoMessage() {}
 
 func (x *SetHoldResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[67]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4651,7 +4539,7 @@ func (x *SetHoldResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetHoldResponse.ProtoReflect.Descriptor instead.
 func (*SetHoldResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{67}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *SetHoldResponse) GetError() *PDError {
@@ -4678,7 +4566,7 @@ type ReleaseHoldRequest struct {
 
 func (x *ReleaseHoldRequest) Reset() {
 	*x = ReleaseHoldRequest{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[68]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4690,7 +4578,7 @@ func (x *ReleaseHoldRequest) String() string {
 func (*ReleaseHoldRequest) ProtoMessage() {}
 
 func (x *ReleaseHoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[68]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4703,7 +4591,7 @@ func (x *ReleaseHoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseHoldRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseHoldRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{68}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ReleaseHoldRequest) GetHeader() *RequestHeader {
@@ -4729,7 +4617,7 @@ type ReleaseHoldResponse struct {
 
 func (x *ReleaseHoldResponse) Reset() {
 	*x = ReleaseHoldResponse{}
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[69]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4741,7 +4629,7 @@ func (x *ReleaseHoldResponse) String() string {
 func (*ReleaseHoldResponse) ProtoMessage() {}
 
 func (x *ReleaseHoldResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_pd_proto_msgTypes[69]
+	mi := &file_ridge_pd_v1_pd_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4754,7 +4642,7 @@ func (x *ReleaseHoldResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseHoldResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseHoldResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{69}
+	return file_ridge_pd_v1_pd_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ReleaseHoldResponse) GetError() *PDError {
@@ -5062,14 +4950,7 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"\x16last_heartbeat_unix_ms\x18\x03 \x01(\x04R\x13lastHeartbeatUnixMs\"p\n" +
 	"\x12ListStoresResponse\x12*\n" +
 	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x12.\n" +
-	"\x06stores\x18\x02 \x03(\v2\x16.ridge.pd.v1.StoreInfoR\x06stores\"\x96\x01\n" +
-	"\x14SetStoreStateRequest\x122\n" +
-	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12\x19\n" +
-	"\bstore_id\x18\x02 \x01(\x04R\astoreId\x12/\n" +
-	"\x05state\x18\x03 \x01(\x0e2\x19.ridge.meta.v1.StoreStateR\x05state\"o\n" +
-	"\x15SetStoreStateResponse\x12*\n" +
-	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x12*\n" +
-	"\x05store\x18\x02 \x01(\v2\x14.ridge.meta.v1.StoreR\x05store\"J\n" +
+	"\x06stores\x18\x02 \x03(\v2\x16.ridge.pd.v1.StoreInfoR\x06stores\"J\n" +
 	"\x14ListOperatorsRequest\x122\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\"\xb9\x01\n" +
 	"\fOperatorInfo\x12\x1f\n" +
@@ -5137,7 +5018,7 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"\x17PD_ERROR_REASON_TOO_OLD\x10\n" +
 	"\x12#\n" +
 	"\x1fPD_ERROR_REASON_STORE_DUPLICATE\x10\v\x12\x1b\n" +
-	"\x17PD_ERROR_REASON_REFUSED\x10\x1e2\xb7\x0e\n" +
+	"\x17PD_ERROR_REASON_REFUSED\x10\x1e2\xdf\r\n" +
 	"\tPDService\x12D\n" +
 	"\aMembers\x12\x1b.ridge.pd.v1.MembersRequest\x1a\x1c.ridge.pd.v1.MembersResponse\x12A\n" +
 	"\x06Status\x12\x1a.ridge.pd.v1.StatusRequest\x1a\x1b.ridge.pd.v1.StatusResponse\x12V\n" +
@@ -5155,8 +5036,7 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"\n" +
 	"SplitRange\x12\x1e.ridge.pd.v1.SplitRangeRequest\x1a\x1f.ridge.pd.v1.SplitRangeResponse\x12M\n" +
 	"\n" +
-	"ListStores\x12\x1e.ridge.pd.v1.ListStoresRequest\x1a\x1f.ridge.pd.v1.ListStoresResponse\x12V\n" +
-	"\rSetStoreState\x12!.ridge.pd.v1.SetStoreStateRequest\x1a\".ridge.pd.v1.SetStoreStateResponse\x12D\n" +
+	"ListStores\x12\x1e.ridge.pd.v1.ListStoresRequest\x1a\x1f.ridge.pd.v1.ListStoresResponse\x12D\n" +
 	"\aSetRule\x12\x1b.ridge.pd.v1.SetRuleRequest\x1a\x1c.ridge.pd.v1.SetRuleResponse\x12M\n" +
 	"\n" +
 	"DeleteRule\x12\x1e.ridge.pd.v1.DeleteRuleRequest\x1a\x1f.ridge.pd.v1.DeleteRuleResponse\x12J\n" +
@@ -5181,7 +5061,7 @@ func file_ridge_pd_v1_pd_proto_rawDescGZIP() []byte {
 }
 
 var file_ridge_pd_v1_pd_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_ridge_pd_v1_pd_proto_msgTypes = make([]protoimpl.MessageInfo, 70)
+var file_ridge_pd_v1_pd_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
 var file_ridge_pd_v1_pd_proto_goTypes = []any{
 	(PDErrorReason)(0),             // 0: ridge.pd.v1.PDErrorReason
 	(LabelConstraint_Op)(0),        // 1: ridge.pd.v1.LabelConstraint.Op
@@ -5240,40 +5120,37 @@ var file_ridge_pd_v1_pd_proto_goTypes = []any{
 	(*ListStoresRequest)(nil),      // 54: ridge.pd.v1.ListStoresRequest
 	(*StoreInfo)(nil),              // 55: ridge.pd.v1.StoreInfo
 	(*ListStoresResponse)(nil),     // 56: ridge.pd.v1.ListStoresResponse
-	(*SetStoreStateRequest)(nil),   // 57: ridge.pd.v1.SetStoreStateRequest
-	(*SetStoreStateResponse)(nil),  // 58: ridge.pd.v1.SetStoreStateResponse
-	(*ListOperatorsRequest)(nil),   // 59: ridge.pd.v1.ListOperatorsRequest
-	(*OperatorInfo)(nil),           // 60: ridge.pd.v1.OperatorInfo
-	(*Verdict)(nil),                // 61: ridge.pd.v1.Verdict
-	(*ListOperatorsResponse)(nil),  // 62: ridge.pd.v1.ListOperatorsResponse
-	(*TimestampsRequest)(nil),      // 63: ridge.pd.v1.TimestampsRequest
-	(*TimestampsResponse)(nil),     // 64: ridge.pd.v1.TimestampsResponse
-	(*GetSafePointRequest)(nil),    // 65: ridge.pd.v1.GetSafePointRequest
-	(*GetSafePointResponse)(nil),   // 66: ridge.pd.v1.GetSafePointResponse
-	(*Hold)(nil),                   // 67: ridge.pd.v1.Hold
-	(*SetHoldRequest)(nil),         // 68: ridge.pd.v1.SetHoldRequest
-	(*SetHoldResponse)(nil),        // 69: ridge.pd.v1.SetHoldResponse
-	(*ReleaseHoldRequest)(nil),     // 70: ridge.pd.v1.ReleaseHoldRequest
-	(*ReleaseHoldResponse)(nil),    // 71: ridge.pd.v1.ReleaseHoldResponse
-	(v1.ErrorClass)(0),             // 72: ridge.kv.v1.ErrorClass
-	(*v11.Span)(nil),               // 73: ridge.meta.v1.Span
-	(*v11.Store)(nil),              // 74: ridge.meta.v1.Store
-	(*v11.Range)(nil),              // 75: ridge.meta.v1.Range
-	(v11.DiskState)(0),             // 76: ridge.meta.v1.DiskState
-	(*v11.Leader)(nil),             // 77: ridge.meta.v1.Leader
-	(v11.Role)(0),                  // 78: ridge.meta.v1.Role
-	(*v11.Epoch)(nil),              // 79: ridge.meta.v1.Epoch
-	(v11.StoreState)(0),            // 80: ridge.meta.v1.StoreState
+	(*ListOperatorsRequest)(nil),   // 57: ridge.pd.v1.ListOperatorsRequest
+	(*OperatorInfo)(nil),           // 58: ridge.pd.v1.OperatorInfo
+	(*Verdict)(nil),                // 59: ridge.pd.v1.Verdict
+	(*ListOperatorsResponse)(nil),  // 60: ridge.pd.v1.ListOperatorsResponse
+	(*TimestampsRequest)(nil),      // 61: ridge.pd.v1.TimestampsRequest
+	(*TimestampsResponse)(nil),     // 62: ridge.pd.v1.TimestampsResponse
+	(*GetSafePointRequest)(nil),    // 63: ridge.pd.v1.GetSafePointRequest
+	(*GetSafePointResponse)(nil),   // 64: ridge.pd.v1.GetSafePointResponse
+	(*Hold)(nil),                   // 65: ridge.pd.v1.Hold
+	(*SetHoldRequest)(nil),         // 66: ridge.pd.v1.SetHoldRequest
+	(*SetHoldResponse)(nil),        // 67: ridge.pd.v1.SetHoldResponse
+	(*ReleaseHoldRequest)(nil),     // 68: ridge.pd.v1.ReleaseHoldRequest
+	(*ReleaseHoldResponse)(nil),    // 69: ridge.pd.v1.ReleaseHoldResponse
+	(v1.ErrorClass)(0),             // 70: ridge.kv.v1.ErrorClass
+	(*v11.Span)(nil),               // 71: ridge.meta.v1.Span
+	(*v11.Store)(nil),              // 72: ridge.meta.v1.Store
+	(*v11.Range)(nil),              // 73: ridge.meta.v1.Range
+	(v11.DiskState)(0),             // 74: ridge.meta.v1.DiskState
+	(*v11.Leader)(nil),             // 75: ridge.meta.v1.Leader
+	(v11.Role)(0),                  // 76: ridge.meta.v1.Role
+	(*v11.Epoch)(nil),              // 77: ridge.meta.v1.Epoch
 }
 var file_ridge_pd_v1_pd_proto_depIdxs = []int32{
 	0,   // 0: ridge.pd.v1.PDError.reason:type_name -> ridge.pd.v1.PDErrorReason
-	72,  // 1: ridge.pd.v1.PDError.class:type_name -> ridge.kv.v1.ErrorClass
+	70,  // 1: ridge.pd.v1.PDError.class:type_name -> ridge.kv.v1.ErrorClass
 	2,   // 2: ridge.pd.v1.MembersResponse.error:type_name -> ridge.pd.v1.PDError
 	4,   // 3: ridge.pd.v1.MembersResponse.members:type_name -> ridge.pd.v1.Member
 	2,   // 4: ridge.pd.v1.StatusResponse.error:type_name -> ridge.pd.v1.PDError
 	9,   // 5: ridge.pd.v1.StatusResponse.config:type_name -> ridge.pd.v1.ClusterConfig
 	1,   // 6: ridge.pd.v1.LabelConstraint.op:type_name -> ridge.pd.v1.LabelConstraint.Op
-	73,  // 7: ridge.pd.v1.PlacementRule.span:type_name -> ridge.meta.v1.Span
+	71,  // 7: ridge.pd.v1.PlacementRule.span:type_name -> ridge.meta.v1.Span
 	10,  // 8: ridge.pd.v1.PlacementRule.constraints:type_name -> ridge.pd.v1.LabelConstraint
 	10,  // 9: ridge.pd.v1.PlacementRule.leader_preference:type_name -> ridge.pd.v1.LabelConstraint
 	3,   // 10: ridge.pd.v1.SetRuleRequest.header:type_name -> ridge.pd.v1.RequestHeader
@@ -5286,28 +5163,28 @@ var file_ridge_pd_v1_pd_proto_depIdxs = []int32{
 	2,   // 17: ridge.pd.v1.ListRulesResponse.error:type_name -> ridge.pd.v1.PDError
 	11,  // 18: ridge.pd.v1.ListRulesResponse.rules:type_name -> ridge.pd.v1.PlacementRule
 	3,   // 19: ridge.pd.v1.RegisterStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	74,  // 20: ridge.pd.v1.RegisterStoreRequest.store:type_name -> ridge.meta.v1.Store
+	72,  // 20: ridge.pd.v1.RegisterStoreRequest.store:type_name -> ridge.meta.v1.Store
 	2,   // 21: ridge.pd.v1.RegisterStoreResponse.error:type_name -> ridge.pd.v1.PDError
-	75,  // 22: ridge.pd.v1.RegisterStoreResponse.first_range:type_name -> ridge.meta.v1.Range
+	73,  // 22: ridge.pd.v1.RegisterStoreResponse.first_range:type_name -> ridge.meta.v1.Range
 	9,   // 23: ridge.pd.v1.RegisterStoreResponse.config:type_name -> ridge.pd.v1.ClusterConfig
-	74,  // 24: ridge.pd.v1.RegisterStoreResponse.stores:type_name -> ridge.meta.v1.Store
+	72,  // 24: ridge.pd.v1.RegisterStoreResponse.stores:type_name -> ridge.meta.v1.Store
 	3,   // 25: ridge.pd.v1.StoreHeartbeatRequest.header:type_name -> ridge.pd.v1.RequestHeader
 	20,  // 26: ridge.pd.v1.StoreHeartbeatRequest.stats:type_name -> ridge.pd.v1.StoreStats
-	76,  // 27: ridge.pd.v1.StoreHeartbeatRequest.disk_state:type_name -> ridge.meta.v1.DiskState
+	74,  // 27: ridge.pd.v1.StoreHeartbeatRequest.disk_state:type_name -> ridge.meta.v1.DiskState
 	2,   // 28: ridge.pd.v1.StoreHeartbeatResponse.error:type_name -> ridge.pd.v1.PDError
-	74,  // 29: ridge.pd.v1.StoreHeartbeatResponse.stores:type_name -> ridge.meta.v1.Store
+	72,  // 29: ridge.pd.v1.StoreHeartbeatResponse.stores:type_name -> ridge.meta.v1.Store
 	9,   // 30: ridge.pd.v1.StoreHeartbeatResponse.config:type_name -> ridge.pd.v1.ClusterConfig
-	75,  // 31: ridge.pd.v1.RangeReport.range:type_name -> ridge.meta.v1.Range
-	77,  // 32: ridge.pd.v1.RangeReport.leader:type_name -> ridge.meta.v1.Leader
+	73,  // 31: ridge.pd.v1.RangeReport.range:type_name -> ridge.meta.v1.Range
+	75,  // 32: ridge.pd.v1.RangeReport.leader:type_name -> ridge.meta.v1.Leader
 	23,  // 33: ridge.pd.v1.RangeReport.health:type_name -> ridge.pd.v1.ReplicaHealth
-	78,  // 34: ridge.pd.v1.LocalReplica.role:type_name -> ridge.meta.v1.Role
+	76,  // 34: ridge.pd.v1.LocalReplica.role:type_name -> ridge.meta.v1.Role
 	3,   // 35: ridge.pd.v1.RangeHeartbeatRequest.header:type_name -> ridge.pd.v1.RequestHeader
 	24,  // 36: ridge.pd.v1.RangeHeartbeatRequest.ranges:type_name -> ridge.pd.v1.RangeReport
 	25,  // 37: ridge.pd.v1.RangeHeartbeatRequest.replicas:type_name -> ridge.pd.v1.LocalReplica
 	27,  // 38: ridge.pd.v1.RangeHeartbeatRequest.failures:type_name -> ridge.pd.v1.OrderFailure
 	2,   // 39: ridge.pd.v1.RangeHeartbeatResponse.error:type_name -> ridge.pd.v1.PDError
 	29,  // 40: ridge.pd.v1.RangeHeartbeatResponse.orders:type_name -> ridge.pd.v1.Order
-	79,  // 41: ridge.pd.v1.Order.epoch:type_name -> ridge.meta.v1.Epoch
+	77,  // 41: ridge.pd.v1.Order.epoch:type_name -> ridge.meta.v1.Epoch
 	30,  // 42: ridge.pd.v1.Order.add_learner:type_name -> ridge.pd.v1.AddLearner
 	31,  // 43: ridge.pd.v1.Order.promote:type_name -> ridge.pd.v1.Promote
 	32,  // 44: ridge.pd.v1.Order.remove_replica:type_name -> ridge.pd.v1.RemoveReplica
@@ -5318,108 +5195,102 @@ var file_ridge_pd_v1_pd_proto_depIdxs = []int32{
 	3,   // 49: ridge.pd.v1.AllocateIdsRequest.header:type_name -> ridge.pd.v1.RequestHeader
 	2,   // 50: ridge.pd.v1.AllocateIdsResponse.error:type_name -> ridge.pd.v1.PDError
 	3,   // 51: ridge.pd.v1.AskSplitRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	75,  // 52: ridge.pd.v1.AskSplitRequest.range:type_name -> ridge.meta.v1.Range
+	73,  // 52: ridge.pd.v1.AskSplitRequest.range:type_name -> ridge.meta.v1.Range
 	2,   // 53: ridge.pd.v1.AskSplitResponse.error:type_name -> ridge.pd.v1.PDError
 	3,   // 54: ridge.pd.v1.ReportSplitRequest.header:type_name -> ridge.pd.v1.RequestHeader
 	24,  // 55: ridge.pd.v1.ReportSplitRequest.left:type_name -> ridge.pd.v1.RangeReport
 	24,  // 56: ridge.pd.v1.ReportSplitRequest.right:type_name -> ridge.pd.v1.RangeReport
 	2,   // 57: ridge.pd.v1.ReportSplitResponse.error:type_name -> ridge.pd.v1.PDError
-	75,  // 58: ridge.pd.v1.Route.range:type_name -> ridge.meta.v1.Range
-	77,  // 59: ridge.pd.v1.Route.leader:type_name -> ridge.meta.v1.Leader
+	73,  // 58: ridge.pd.v1.Route.range:type_name -> ridge.meta.v1.Range
+	75,  // 59: ridge.pd.v1.Route.leader:type_name -> ridge.meta.v1.Leader
 	3,   // 60: ridge.pd.v1.GetRouteRequest.header:type_name -> ridge.pd.v1.RequestHeader
 	2,   // 61: ridge.pd.v1.GetRouteResponse.error:type_name -> ridge.pd.v1.PDError
 	43,  // 62: ridge.pd.v1.GetRouteResponse.route:type_name -> ridge.pd.v1.Route
-	74,  // 63: ridge.pd.v1.GetRouteResponse.stores:type_name -> ridge.meta.v1.Store
+	72,  // 63: ridge.pd.v1.GetRouteResponse.stores:type_name -> ridge.meta.v1.Store
 	3,   // 64: ridge.pd.v1.ListRoutesRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	73,  // 65: ridge.pd.v1.ListRoutesRequest.span:type_name -> ridge.meta.v1.Span
+	71,  // 65: ridge.pd.v1.ListRoutesRequest.span:type_name -> ridge.meta.v1.Span
 	2,   // 66: ridge.pd.v1.ListRoutesResponse.error:type_name -> ridge.pd.v1.PDError
 	43,  // 67: ridge.pd.v1.ListRoutesResponse.routes:type_name -> ridge.pd.v1.Route
-	74,  // 68: ridge.pd.v1.ListRoutesResponse.stores:type_name -> ridge.meta.v1.Store
+	72,  // 68: ridge.pd.v1.ListRoutesResponse.stores:type_name -> ridge.meta.v1.Store
 	3,   // 69: ridge.pd.v1.GetRangeRequest.header:type_name -> ridge.pd.v1.RequestHeader
 	2,   // 70: ridge.pd.v1.GetRangeResponse.error:type_name -> ridge.pd.v1.PDError
 	43,  // 71: ridge.pd.v1.GetRangeResponse.route:type_name -> ridge.pd.v1.Route
 	23,  // 72: ridge.pd.v1.GetRangeResponse.health:type_name -> ridge.pd.v1.ReplicaHealth
 	3,   // 73: ridge.pd.v1.WatchRoutesRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	73,  // 74: ridge.pd.v1.WatchRoutesRequest.span:type_name -> ridge.meta.v1.Span
+	71,  // 74: ridge.pd.v1.WatchRoutesRequest.span:type_name -> ridge.meta.v1.Span
 	2,   // 75: ridge.pd.v1.WatchRoutesResponse.error:type_name -> ridge.pd.v1.PDError
 	43,  // 76: ridge.pd.v1.WatchRoutesResponse.routes:type_name -> ridge.pd.v1.Route
-	74,  // 77: ridge.pd.v1.WatchRoutesResponse.stores:type_name -> ridge.meta.v1.Store
+	72,  // 77: ridge.pd.v1.WatchRoutesResponse.stores:type_name -> ridge.meta.v1.Store
 	3,   // 78: ridge.pd.v1.SplitRangeRequest.header:type_name -> ridge.pd.v1.RequestHeader
 	2,   // 79: ridge.pd.v1.SplitRangeResponse.error:type_name -> ridge.pd.v1.PDError
-	75,  // 80: ridge.pd.v1.SplitRangeResponse.range:type_name -> ridge.meta.v1.Range
+	73,  // 80: ridge.pd.v1.SplitRangeResponse.range:type_name -> ridge.meta.v1.Range
 	3,   // 81: ridge.pd.v1.ListStoresRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	74,  // 82: ridge.pd.v1.StoreInfo.store:type_name -> ridge.meta.v1.Store
+	72,  // 82: ridge.pd.v1.StoreInfo.store:type_name -> ridge.meta.v1.Store
 	20,  // 83: ridge.pd.v1.StoreInfo.stats:type_name -> ridge.pd.v1.StoreStats
 	2,   // 84: ridge.pd.v1.ListStoresResponse.error:type_name -> ridge.pd.v1.PDError
 	55,  // 85: ridge.pd.v1.ListStoresResponse.stores:type_name -> ridge.pd.v1.StoreInfo
-	3,   // 86: ridge.pd.v1.SetStoreStateRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	80,  // 87: ridge.pd.v1.SetStoreStateRequest.state:type_name -> ridge.meta.v1.StoreState
-	2,   // 88: ridge.pd.v1.SetStoreStateResponse.error:type_name -> ridge.pd.v1.PDError
-	74,  // 89: ridge.pd.v1.SetStoreStateResponse.store:type_name -> ridge.meta.v1.Store
-	3,   // 90: ridge.pd.v1.ListOperatorsRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	2,   // 91: ridge.pd.v1.ListOperatorsResponse.error:type_name -> ridge.pd.v1.PDError
-	60,  // 92: ridge.pd.v1.ListOperatorsResponse.operators:type_name -> ridge.pd.v1.OperatorInfo
-	61,  // 93: ridge.pd.v1.ListOperatorsResponse.verdicts:type_name -> ridge.pd.v1.Verdict
-	3,   // 94: ridge.pd.v1.TimestampsRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	2,   // 95: ridge.pd.v1.TimestampsResponse.error:type_name -> ridge.pd.v1.PDError
-	3,   // 96: ridge.pd.v1.GetSafePointRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	2,   // 97: ridge.pd.v1.GetSafePointResponse.error:type_name -> ridge.pd.v1.PDError
-	67,  // 98: ridge.pd.v1.GetSafePointResponse.holds:type_name -> ridge.pd.v1.Hold
-	3,   // 99: ridge.pd.v1.SetHoldRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	2,   // 100: ridge.pd.v1.SetHoldResponse.error:type_name -> ridge.pd.v1.PDError
-	3,   // 101: ridge.pd.v1.ReleaseHoldRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	2,   // 102: ridge.pd.v1.ReleaseHoldResponse.error:type_name -> ridge.pd.v1.PDError
-	5,   // 103: ridge.pd.v1.PDService.Members:input_type -> ridge.pd.v1.MembersRequest
-	7,   // 104: ridge.pd.v1.PDService.Status:input_type -> ridge.pd.v1.StatusRequest
-	18,  // 105: ridge.pd.v1.PDService.RegisterStore:input_type -> ridge.pd.v1.RegisterStoreRequest
-	21,  // 106: ridge.pd.v1.PDService.StoreHeartbeat:input_type -> ridge.pd.v1.StoreHeartbeatRequest
-	26,  // 107: ridge.pd.v1.PDService.RangeHeartbeat:input_type -> ridge.pd.v1.RangeHeartbeatRequest
-	37,  // 108: ridge.pd.v1.PDService.AllocateIds:input_type -> ridge.pd.v1.AllocateIdsRequest
-	39,  // 109: ridge.pd.v1.PDService.AskSplit:input_type -> ridge.pd.v1.AskSplitRequest
-	41,  // 110: ridge.pd.v1.PDService.ReportSplit:input_type -> ridge.pd.v1.ReportSplitRequest
-	44,  // 111: ridge.pd.v1.PDService.GetRoute:input_type -> ridge.pd.v1.GetRouteRequest
-	46,  // 112: ridge.pd.v1.PDService.ListRoutes:input_type -> ridge.pd.v1.ListRoutesRequest
-	48,  // 113: ridge.pd.v1.PDService.GetRange:input_type -> ridge.pd.v1.GetRangeRequest
-	50,  // 114: ridge.pd.v1.PDService.WatchRoutes:input_type -> ridge.pd.v1.WatchRoutesRequest
-	52,  // 115: ridge.pd.v1.PDService.SplitRange:input_type -> ridge.pd.v1.SplitRangeRequest
-	54,  // 116: ridge.pd.v1.PDService.ListStores:input_type -> ridge.pd.v1.ListStoresRequest
-	57,  // 117: ridge.pd.v1.PDService.SetStoreState:input_type -> ridge.pd.v1.SetStoreStateRequest
-	12,  // 118: ridge.pd.v1.PDService.SetRule:input_type -> ridge.pd.v1.SetRuleRequest
-	14,  // 119: ridge.pd.v1.PDService.DeleteRule:input_type -> ridge.pd.v1.DeleteRuleRequest
-	16,  // 120: ridge.pd.v1.PDService.ListRules:input_type -> ridge.pd.v1.ListRulesRequest
-	59,  // 121: ridge.pd.v1.PDService.ListOperators:input_type -> ridge.pd.v1.ListOperatorsRequest
-	63,  // 122: ridge.pd.v1.PDService.Timestamps:input_type -> ridge.pd.v1.TimestampsRequest
-	65,  // 123: ridge.pd.v1.PDService.GetSafePoint:input_type -> ridge.pd.v1.GetSafePointRequest
-	68,  // 124: ridge.pd.v1.PDService.SetHold:input_type -> ridge.pd.v1.SetHoldRequest
-	70,  // 125: ridge.pd.v1.PDService.ReleaseHold:input_type -> ridge.pd.v1.ReleaseHoldRequest
-	6,   // 126: ridge.pd.v1.PDService.Members:output_type -> ridge.pd.v1.MembersResponse
-	8,   // 127: ridge.pd.v1.PDService.Status:output_type -> ridge.pd.v1.StatusResponse
-	19,  // 128: ridge.pd.v1.PDService.RegisterStore:output_type -> ridge.pd.v1.RegisterStoreResponse
-	22,  // 129: ridge.pd.v1.PDService.StoreHeartbeat:output_type -> ridge.pd.v1.StoreHeartbeatResponse
-	28,  // 130: ridge.pd.v1.PDService.RangeHeartbeat:output_type -> ridge.pd.v1.RangeHeartbeatResponse
-	38,  // 131: ridge.pd.v1.PDService.AllocateIds:output_type -> ridge.pd.v1.AllocateIdsResponse
-	40,  // 132: ridge.pd.v1.PDService.AskSplit:output_type -> ridge.pd.v1.AskSplitResponse
-	42,  // 133: ridge.pd.v1.PDService.ReportSplit:output_type -> ridge.pd.v1.ReportSplitResponse
-	45,  // 134: ridge.pd.v1.PDService.GetRoute:output_type -> ridge.pd.v1.GetRouteResponse
-	47,  // 135: ridge.pd.v1.PDService.ListRoutes:output_type -> ridge.pd.v1.ListRoutesResponse
-	49,  // 136: ridge.pd.v1.PDService.GetRange:output_type -> ridge.pd.v1.GetRangeResponse
-	51,  // 137: ridge.pd.v1.PDService.WatchRoutes:output_type -> ridge.pd.v1.WatchRoutesResponse
-	53,  // 138: ridge.pd.v1.PDService.SplitRange:output_type -> ridge.pd.v1.SplitRangeResponse
-	56,  // 139: ridge.pd.v1.PDService.ListStores:output_type -> ridge.pd.v1.ListStoresResponse
-	58,  // 140: ridge.pd.v1.PDService.SetStoreState:output_type -> ridge.pd.v1.SetStoreStateResponse
-	13,  // 141: ridge.pd.v1.PDService.SetRule:output_type -> ridge.pd.v1.SetRuleResponse
-	15,  // 142: ridge.pd.v1.PDService.DeleteRule:output_type -> ridge.pd.v1.DeleteRuleResponse
-	17,  // 143: ridge.pd.v1.PDService.ListRules:output_type -> ridge.pd.v1.ListRulesResponse
-	62,  // 144: ridge.pd.v1.PDService.ListOperators:output_type -> ridge.pd.v1.ListOperatorsResponse
-	64,  // 145: ridge.pd.v1.PDService.Timestamps:output_type -> ridge.pd.v1.TimestampsResponse
-	66,  // 146: ridge.pd.v1.PDService.GetSafePoint:output_type -> ridge.pd.v1.GetSafePointResponse
-	69,  // 147: ridge.pd.v1.PDService.SetHold:output_type -> ridge.pd.v1.SetHoldResponse
-	71,  // 148: ridge.pd.v1.PDService.ReleaseHold:output_type -> ridge.pd.v1.ReleaseHoldResponse
-	126, // [126:149] is the sub-list for method output_type
-	103, // [103:126] is the sub-list for method input_type
-	103, // [103:103] is the sub-list for extension type_name
-	103, // [103:103] is the sub-list for extension extendee
-	0,   // [0:103] is the sub-list for field type_name
+	3,   // 86: ridge.pd.v1.ListOperatorsRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	2,   // 87: ridge.pd.v1.ListOperatorsResponse.error:type_name -> ridge.pd.v1.PDError
+	58,  // 88: ridge.pd.v1.ListOperatorsResponse.operators:type_name -> ridge.pd.v1.OperatorInfo
+	59,  // 89: ridge.pd.v1.ListOperatorsResponse.verdicts:type_name -> ridge.pd.v1.Verdict
+	3,   // 90: ridge.pd.v1.TimestampsRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	2,   // 91: ridge.pd.v1.TimestampsResponse.error:type_name -> ridge.pd.v1.PDError
+	3,   // 92: ridge.pd.v1.GetSafePointRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	2,   // 93: ridge.pd.v1.GetSafePointResponse.error:type_name -> ridge.pd.v1.PDError
+	65,  // 94: ridge.pd.v1.GetSafePointResponse.holds:type_name -> ridge.pd.v1.Hold
+	3,   // 95: ridge.pd.v1.SetHoldRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	2,   // 96: ridge.pd.v1.SetHoldResponse.error:type_name -> ridge.pd.v1.PDError
+	3,   // 97: ridge.pd.v1.ReleaseHoldRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	2,   // 98: ridge.pd.v1.ReleaseHoldResponse.error:type_name -> ridge.pd.v1.PDError
+	5,   // 99: ridge.pd.v1.PDService.Members:input_type -> ridge.pd.v1.MembersRequest
+	7,   // 100: ridge.pd.v1.PDService.Status:input_type -> ridge.pd.v1.StatusRequest
+	18,  // 101: ridge.pd.v1.PDService.RegisterStore:input_type -> ridge.pd.v1.RegisterStoreRequest
+	21,  // 102: ridge.pd.v1.PDService.StoreHeartbeat:input_type -> ridge.pd.v1.StoreHeartbeatRequest
+	26,  // 103: ridge.pd.v1.PDService.RangeHeartbeat:input_type -> ridge.pd.v1.RangeHeartbeatRequest
+	37,  // 104: ridge.pd.v1.PDService.AllocateIds:input_type -> ridge.pd.v1.AllocateIdsRequest
+	39,  // 105: ridge.pd.v1.PDService.AskSplit:input_type -> ridge.pd.v1.AskSplitRequest
+	41,  // 106: ridge.pd.v1.PDService.ReportSplit:input_type -> ridge.pd.v1.ReportSplitRequest
+	44,  // 107: ridge.pd.v1.PDService.GetRoute:input_type -> ridge.pd.v1.GetRouteRequest
+	46,  // 108: ridge.pd.v1.PDService.ListRoutes:input_type -> ridge.pd.v1.ListRoutesRequest
+	48,  // 109: ridge.pd.v1.PDService.GetRange:input_type -> ridge.pd.v1.GetRangeRequest
+	50,  // 110: ridge.pd.v1.PDService.WatchRoutes:input_type -> ridge.pd.v1.WatchRoutesRequest
+	52,  // 111: ridge.pd.v1.PDService.SplitRange:input_type -> ridge.pd.v1.SplitRangeRequest
+	54,  // 112: ridge.pd.v1.PDService.ListStores:input_type -> ridge.pd.v1.ListStoresRequest
+	12,  // 113: ridge.pd.v1.PDService.SetRule:input_type -> ridge.pd.v1.SetRuleRequest
+	14,  // 114: ridge.pd.v1.PDService.DeleteRule:input_type -> ridge.pd.v1.DeleteRuleRequest
+	16,  // 115: ridge.pd.v1.PDService.ListRules:input_type -> ridge.pd.v1.ListRulesRequest
+	57,  // 116: ridge.pd.v1.PDService.ListOperators:input_type -> ridge.pd.v1.ListOperatorsRequest
+	61,  // 117: ridge.pd.v1.PDService.Timestamps:input_type -> ridge.pd.v1.TimestampsRequest
+	63,  // 118: ridge.pd.v1.PDService.GetSafePoint:input_type -> ridge.pd.v1.GetSafePointRequest
+	66,  // 119: ridge.pd.v1.PDService.SetHold:input_type -> ridge.pd.v1.SetHoldRequest
+	68,  // 120: ridge.pd.v1.PDService.ReleaseHold:input_type -> ridge.pd.v1.ReleaseHoldRequest
+	6,   // 121: ridge.pd.v1.PDService.Members:output_type -> ridge.pd.v1.MembersResponse
+	8,   // 122: ridge.pd.v1.PDService.Status:output_type -> ridge.pd.v1.StatusResponse
+	19,  // 123: ridge.pd.v1.PDService.RegisterStore:output_type -> ridge.pd.v1.RegisterStoreResponse
+	22,  // 124: ridge.pd.v1.PDService.StoreHeartbeat:output_type -> ridge.pd.v1.StoreHeartbeatResponse
+	28,  // 125: ridge.pd.v1.PDService.RangeHeartbeat:output_type -> ridge.pd.v1.RangeHeartbeatResponse
+	38,  // 126: ridge.pd.v1.PDService.AllocateIds:output_type -> ridge.pd.v1.AllocateIdsResponse
+	40,  // 127: ridge.pd.v1.PDService.AskSplit:output_type -> ridge.pd.v1.AskSplitResponse
+	42,  // 128: ridge.pd.v1.PDService.ReportSplit:output_type -> ridge.pd.v1.ReportSplitResponse
+	45,  // 129: ridge.pd.v1.PDService.GetRoute:output_type -> ridge.pd.v1.GetRouteResponse
+	47,  // 130: ridge.pd.v1.PDService.ListRoutes:output_type -> ridge.pd.v1.ListRoutesResponse
+	49,  // 131: ridge.pd.v1.PDService.GetRange:output_type -> ridge.pd.v1.GetRangeResponse
+	51,  // 132: ridge.pd.v1.PDService.WatchRoutes:output_type -> ridge.pd.v1.WatchRoutesResponse
+	53,  // 133: ridge.pd.v1.PDService.SplitRange:output_type -> ridge.pd.v1.SplitRangeResponse
+	56,  // 134: ridge.pd.v1.PDService.ListStores:output_type -> ridge.pd.v1.ListStoresResponse
+	13,  // 135: ridge.pd.v1.PDService.SetRule:output_type -> ridge.pd.v1.SetRuleResponse
+	15,  // 136: ridge.pd.v1.PDService.DeleteRule:output_type -> ridge.pd.v1.DeleteRuleResponse
+	17,  // 137: ridge.pd.v1.PDService.ListRules:output_type -> ridge.pd.v1.ListRulesResponse
+	60,  // 138: ridge.pd.v1.PDService.ListOperators:output_type -> ridge.pd.v1.ListOperatorsResponse
+	62,  // 139: ridge.pd.v1.PDService.Timestamps:output_type -> ridge.pd.v1.TimestampsResponse
+	64,  // 140: ridge.pd.v1.PDService.GetSafePoint:output_type -> ridge.pd.v1.GetSafePointResponse
+	67,  // 141: ridge.pd.v1.PDService.SetHold:output_type -> ridge.pd.v1.SetHoldResponse
+	69,  // 142: ridge.pd.v1.PDService.ReleaseHold:output_type -> ridge.pd.v1.ReleaseHoldResponse
+	121, // [121:143] is the sub-list for method output_type
+	99,  // [99:121] is the sub-list for method input_type
+	99,  // [99:99] is the sub-list for extension type_name
+	99,  // [99:99] is the sub-list for extension extendee
+	0,   // [0:99] is the sub-list for field type_name
 }
 
 func init() { file_ridge_pd_v1_pd_proto_init() }
@@ -5442,7 +5313,7 @@ func file_ridge_pd_v1_pd_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ridge_pd_v1_pd_proto_rawDesc), len(file_ridge_pd_v1_pd_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   70,
+			NumMessages:   68,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

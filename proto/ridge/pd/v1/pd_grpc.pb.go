@@ -35,7 +35,6 @@ const (
 	PDService_WatchRoutes_FullMethodName    = "/ridge.pd.v1.PDService/WatchRoutes"
 	PDService_SplitRange_FullMethodName     = "/ridge.pd.v1.PDService/SplitRange"
 	PDService_ListStores_FullMethodName     = "/ridge.pd.v1.PDService/ListStores"
-	PDService_SetStoreState_FullMethodName  = "/ridge.pd.v1.PDService/SetStoreState"
 	PDService_SetRule_FullMethodName        = "/ridge.pd.v1.PDService/SetRule"
 	PDService_DeleteRule_FullMethodName     = "/ridge.pd.v1.PDService/DeleteRule"
 	PDService_ListRules_FullMethodName      = "/ridge.pd.v1.PDService/ListRules"
@@ -74,9 +73,6 @@ type PDServiceClient interface {
 	WatchRoutes(ctx context.Context, in *WatchRoutesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchRoutesResponse], error)
 	SplitRange(ctx context.Context, in *SplitRangeRequest, opts ...grpc.CallOption) (*SplitRangeResponse, error)
 	ListStores(ctx context.Context, in *ListStoresRequest, opts ...grpc.CallOption) (*ListStoresResponse, error)
-	// SetStoreState is an administrator's word on a store: UP, DRAINING, LEAVING
-	// or GONE. GONE is for ever: its data is lost and its replicas are replaced.
-	SetStoreState(ctx context.Context, in *SetStoreStateRequest, opts ...grpc.CallOption) (*SetStoreStateResponse, error)
 	// SetRule creates or replaces a placement rule. One that the stores of the
 	// cluster cannot satisfy is refused, with what would make it possible.
 	SetRule(ctx context.Context, in *SetRuleRequest, opts ...grpc.CallOption) (*SetRuleResponse, error)
@@ -253,16 +249,6 @@ func (c *pDServiceClient) ListStores(ctx context.Context, in *ListStoresRequest,
 	return out, nil
 }
 
-func (c *pDServiceClient) SetStoreState(ctx context.Context, in *SetStoreStateRequest, opts ...grpc.CallOption) (*SetStoreStateResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(SetStoreStateResponse)
-	err := c.cc.Invoke(ctx, PDService_SetStoreState_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
 func (c *pDServiceClient) SetRule(ctx context.Context, in *SetRuleRequest, opts ...grpc.CallOption) (*SetRuleResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(SetRuleResponse)
@@ -374,9 +360,6 @@ type PDServiceServer interface {
 	WatchRoutes(*WatchRoutesRequest, grpc.ServerStreamingServer[WatchRoutesResponse]) error
 	SplitRange(context.Context, *SplitRangeRequest) (*SplitRangeResponse, error)
 	ListStores(context.Context, *ListStoresRequest) (*ListStoresResponse, error)
-	// SetStoreState is an administrator's word on a store: UP, DRAINING, LEAVING
-	// or GONE. GONE is for ever: its data is lost and its replicas are replaced.
-	SetStoreState(context.Context, *SetStoreStateRequest) (*SetStoreStateResponse, error)
 	// SetRule creates or replaces a placement rule. One that the stores of the
 	// cluster cannot satisfy is refused, with what would make it possible.
 	SetRule(context.Context, *SetRuleRequest) (*SetRuleResponse, error)
@@ -442,9 +425,6 @@ func (UnimplementedPDServiceServer) SplitRange(context.Context, *SplitRangeReque
 }
 func (UnimplementedPDServiceServer) ListStores(context.Context, *ListStoresRequest) (*ListStoresResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListStores not implemented")
-}
-func (UnimplementedPDServiceServer) SetStoreState(context.Context, *SetStoreStateRequest) (*SetStoreStateResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method SetStoreState not implemented")
 }
 func (UnimplementedPDServiceServer) SetRule(context.Context, *SetRuleRequest) (*SetRuleResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetRule not implemented")
@@ -725,24 +705,6 @@ func _PDService_ListStores_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
-func _PDService_SetStoreState_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(SetStoreStateRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(PDServiceServer).SetStoreState(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: PDService_SetStoreState_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(PDServiceServer).SetStoreState(ctx, req.(*SetStoreStateRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
 func _PDService_SetRule_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(SetRuleRequest)
 	if err := dec(in); err != nil {
@@ -930,10 +892,6 @@ var PDService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListStores",
 			Handler:    _PDService_ListStores_Handler,
-		},
-		{
-			MethodName: "SetStoreState",
-			Handler:    _PDService_SetStoreState_Handler,
 		},
 		{
 			MethodName: "SetRule",

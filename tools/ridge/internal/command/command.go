@@ -89,7 +89,7 @@ func newRoot(began *bool) *cobra.Command {
 		newDev(), newPD(), newStore(),
 		newGet(), newPut(), newDelete(), newCAS(), newScan(), newLoad(), newDump(),
 		newRange(), newOperator(), newSchedule(), newConfig(), newStatus(), newBench(),
-		newWhy(), newPlan(), newWhatIf(), newVersion(),
+		newRule(), newWhy(), newPlan(), newWhatIf(), newVersion(),
 	)
 	return root
 }

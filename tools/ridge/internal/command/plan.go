@@ -32,6 +32,7 @@ cluster until they want nothing more; nothing is changed.`,
 		newPlanOf("balance", "What balancing would move", func(uint64) *pdpb.PlanSubject {
 			return &pdpb.PlanSubject{Subject: &pdpb.PlanSubject_Balance{Balance: true}}
 		}),
+		newPlanRule(),
 	)
 	return cmd
 }
