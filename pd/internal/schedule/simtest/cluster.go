@@ -263,7 +263,7 @@ func (c *Cluster) Still(d time.Duration) error {
 	planned := c.Planned
 	pass, full := c.Pass, c.FullReport
 	// Nothing happens, so it may be looked at less often.
-	c.Pass, c.FullReport = max(pass, 10*time.Second), max(full, time.Minute)
+	c.Pass, c.FullReport = max(pass, 30*time.Second), max(full, 2*time.Minute)
 	defer func() { c.Pass, c.FullReport = pass, full }()
 	c.run(d)
 	if c.Planned != planned {

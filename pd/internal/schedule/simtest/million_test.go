@@ -17,14 +17,14 @@ func TestMillion(t *testing.T) {
 	began := time.Now()
 	x := &trial{T: t, rnd: rand.New(rand.NewPCG(1, 1)), Cluster: New(Options{
 		Seed: 1, Stores: 1000, Ranges: 1_000_000, ImageBytesPerSecond: 256 << 20,
-		Pass: 10 * time.Second, FullReport: 2 * time.Minute, StoreDownAfter: 2 * time.Minute,
+		Pass: 10 * time.Second, FullReport: time.Minute, StoreDownAfter: 2 * time.Minute,
 	})}
-	x.settle(2 * time.Minute)
+	x.settle(time.Minute)
 	t.Logf("a million ranges are at rest after %s", time.Since(began).Round(time.Second))
 	lost := x.any()
 	n := len(x.stores[lost].held)
 	x.Kill(lost)
-	x.Elapse(x.o.StoreDownAfter + time.Minute)
+	x.Elapse(x.o.StoreDownAfter + 40*time.Second)
 	x.ChangeLeader()
 	x.Elapse(x.o.StoreDownAfter)
 	x.settle(20 * time.Minute)
@@ -32,7 +32,7 @@ func TestMillion(t *testing.T) {
 		t.Fatalf("%d ranges are not whole: %s; %s", len(bad), bad[0], x.pd.busyWith())
 	}
 	x.movesWithin(1, n)
-	if err := x.Still(10 * time.Minute); err != nil {
+	if err := x.Still(5 * time.Minute); err != nil {
 		t.Error(err)
 	}
 	x.lawful()

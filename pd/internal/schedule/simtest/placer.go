@@ -85,20 +85,24 @@ func (c *Cluster) ChangeLeader() {
 func (p *placer) storeRecords() []*pdpb.StoreRecord {
 	var out []*pdpb.StoreRecord
 	for _, id := range p.c.storeIDs() {
-		s := p.c.stores[id]
-		if p.records[id].GetStore() != s.record {
-			p.records[id] = &pdpb.StoreRecord{Store: s.record, Activated: true}
-		}
-		out = append(out, p.records[id])
+		out = append(out, p.storeRecord(id))
 	}
 	return out
+}
+
+func (p *placer) storeRecord(id uint64) *pdpb.StoreRecord {
+	s := p.c.stores[id]
+	if p.records[id].GetStore() != s.record {
+		p.records[id] = &pdpb.StoreRecord{Store: s.record, Activated: true}
+	}
+	return p.records[id]
 }
 
 func (p *placer) current() bool { return p.c.pd == p }
 
 func (p *placer) heard(id uint64, stats *pdpb.StoreStats) {
 	if p.current() {
-		p.topology.PutStores(p.storeRecords(), p.c.now)
+		p.topology.PutStores([]*pdpb.StoreRecord{p.storeRecord(id)}, p.c.now)
 		p.topology.HeardStore(id, stats, metapb.DiskState_DISK_STATE_OK, p.c.now)
 	}
 }
