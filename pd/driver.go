@@ -22,6 +22,9 @@ const (
 	// passInterval is how often the driver looks at everything. Orders under
 	// way are repeated that often.
 	passInterval = 200 * time.Millisecond
+	// passRest is how many times longer than a pass the driver then rests: planning
+	// takes seconds for a million ranges, and must not take a core for itself.
+	passRest = 3
 	// persistInterval is how often descriptors that changed are written down.
 	persistInterval = time.Second
 	// maxSplits bounds the splits under way.
@@ -120,7 +123,7 @@ func limits(s settings.Settings) operator.Limits {
 }
 
 func (d *driver) run(ctx context.Context) error {
-	pass := time.NewTicker(passInterval)
+	pass := time.NewTimer(passInterval)
 	defer pass.Stop()
 	persist := time.NewTicker(persistInterval)
 	defer persist.Stop()
@@ -129,7 +132,9 @@ func (d *driver) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-pass.C:
-			d.pass(ctx, time.Now())
+			began := time.Now()
+			d.pass(ctx, began)
+			pass.Reset(max(passInterval, passRest*time.Since(began)))
 		case <-persist.C:
 			d.persist(ctx)
 		}
