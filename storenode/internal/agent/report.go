@@ -13,9 +13,13 @@ import (
 	"github.com/ridgekv/ridge/storenode/internal/raft"
 )
 
-// lookPeriod is how often the replicas are looked through for changes that
-// nobody announced.
-const lookPeriod = 200 * time.Millisecond
+// The replicas are looked through for changes that nobody announced every
+// lookPeriod, and more and more seldom, up to idleLookPeriod, while there are
+// none: with a thousand replicas a look is not free.
+const (
+	lookPeriod     = 200 * time.Millisecond
+	idleLookPeriod = 8 * lookPeriod
+)
 
 // mark is what PD was last told about a replica. A change of it is reported at
 // once; all else waits for the slow heartbeat.
@@ -60,20 +64,27 @@ func (a *Agent) talk(run context.Context, stream *pdclient.RangeHeartbeats) erro
 		defer cancel()
 		heard <- a.listen(run, stream) // Orders outlive the stream.
 	})
-	look := time.NewTicker(lookPeriod)
+	look := time.NewTimer(lookPeriod)
 	defer look.Stop()
+	pause := lookPeriod
 	all := time.NewTicker(a.o.RangeHeartbeatInterval)
 	defer all.Stop()
 	sent := map[uint64]mark{}
 	complete := true
 	var err error
 	for err == nil {
+		pause = min(2*pause, idleLookPeriod)
 		if m := a.report(sent, complete); m != nil {
+			if !complete {
+				pause = lookPeriod
+			}
 			err = stream.Send(m)
 		}
 		complete = false
+		look.Reset(pause)
 		select {
 		case <-a.kick:
+			pause = lookPeriod
 		case <-look.C:
 		case <-all.C:
 			complete = true
