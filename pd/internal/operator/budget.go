@@ -63,22 +63,38 @@ func (b *Budget) at(store uint64) *use {
 }
 
 // Take notes that o is in flight.
-func (b *Budget) Take(o *Operator) {
-	b.operators++
+func (b *Budget) Take(o *Operator) { b.add(o, 1) }
+
+func (b *Budget) add(o *Operator, n int) {
+	b.operators += n
 	leader := o.Leader
 	for _, s := range o.Steps[o.Current:] {
 		switch s.Kind {
 		case AddLearner:
-			b.at(s.StoreID).receives++
-			b.at(leader).sends++
+			b.at(s.StoreID).receives += n
+			b.at(leader).sends += n
 		case TransferLeader:
-			b.at(leader).gives++
-			b.at(s.StoreID).takes++
+			b.at(leader).gives += n
+			b.at(s.StoreID).takes += n
 			leader = s.StoreID
 		case Split:
-			b.splits++
+			b.splits += n
 		}
 	}
+}
+
+// RoomForAll says why operators do not fit in together.
+func (b *Budget) RoomForAll(ops []*Operator) string {
+	for i, o := range ops {
+		if why := b.Room(o); why != "" {
+			return why
+		}
+		if i+1 < len(ops) {
+			b.add(o, 1)
+			defer b.add(o, -1)
+		}
+	}
+	return ""
 }
 
 // Room says why o does not fit in now; empty when it does.

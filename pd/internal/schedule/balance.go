@@ -18,7 +18,7 @@ import (
 //
 //	leaders   sum over stores of leaders²
 //	replicas  sum over stores of share · fullness²
-//	hot       sum over stores of load², and never across the others' tolerance
+//	hot       sum over stores of load²; what it does leaves the others at rest
 
 var (
 	byLeaders  = planner{ByLeaders, operator.Balance}

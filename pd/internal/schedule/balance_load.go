@@ -1,13 +1,11 @@
 package schedule
 
 import (
+	"cmp"
 	"fmt"
 	"math"
+	"slices"
 	"time"
-
-	"github.com/ridgekv/ridge/pd/internal/operator"
-	"github.com/ridgekv/ridge/pd/internal/topology"
-	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 )
 
 const (
@@ -22,28 +20,39 @@ const (
 	hotGain = 0.05
 )
 
-// balanceLoad takes load off the store that bears most: it transfers a leader,
-// and one with little load back if the number of leaders asks for it; if no
-// transfer helps it moves a replica.
+// balanceLoad takes load off the store that bears most and can be helped: by one
+// change, or by two that change places where the number of leaders or the bytes
+// ask for it.
 func (p *Planner) balanceLoad(up []*seat, out *Plan) {
 	sum := 0.0
 	for _, s := range up {
 		sum += s.load
 	}
 	mean := sum / float64(len(up))
-	from := most(up, func(s *seat) float64 { return s.load })
-	if from.load < mean*hotFactor || from.load-mean < hotOps || p.unsettled(from) {
-		return
-	}
-	if p.coolByTransfer(from, up, out) || p.coolByMove(from, up, out) {
-		return
-	}
-	out.Verdicts = append(out.Verdicts, Verdict{
-		StoreID: from.id, By: ByHot, Reason: fmt.Sprintf(
-			"bears %.0f operations/s, the mean is %.0f, and no change of one range helps",
-			from.load, mean),
-		Remedy: "split_load_ops lets ranges be divided by load",
+	hot := slices.DeleteFunc(slices.Clone(up), func(s *seat) bool {
+		return s.load < mean*hotFactor || s.load-mean < hotOps || p.unsettled(s)
 	})
+	slices.SortFunc(hot, func(a, b *seat) int {
+		return cmp.Or(cmp.Compare(b.load, a.load), cmp.Compare(a.id, b.id))
+	})
+	targets := slices.DeleteFunc(slices.Clone(up), p.unsettled)
+	slices.SortFunc(targets, func(a, b *seat) int {
+		return cmp.Or(cmp.Compare(a.load, b.load), cmp.Compare(a.id, b.id))
+	})
+	targets = targets[:min(maxTargets, len(targets))]
+	for _, from := range hot {
+		for _, copies := range []bool{false, true} {
+			if p.cool(from, up, targets, copies, out) {
+				return
+			}
+		}
+		out.Verdicts = append(out.Verdicts, Verdict{
+			StoreID: from.id, By: ByHot, Reason: fmt.Sprintf(
+				"bears %.0f operations/s, the mean is %.0f, and no change of one range helps",
+				from.load, mean),
+			Remedy: "split_load_ops lets ranges be divided by load",
+		})
+	}
 }
 
 // unsettled reports whether balancing changed a store lately, or does now.
@@ -73,107 +82,36 @@ func helps(from, to *seat, x float64) float64 {
 	return gain
 }
 
-func (p *Planner) coolByTransfer(from *seat, up []*seat, out *Plan) bool {
-	var best, back *topology.Range
-	var to, home *metapb.Replica
-	step, most := p.leaderStep(up), 0.0
-	for _, i := range from.led {
-		r := p.v.Ranges[i]
-		x := leaderLoad(r)
-		if p.f.Busy(r.Range.GetRangeId()) || x < hotOps/10 || !p.settled(r) {
-			continue
+// cool plans the change that helps one store most, copies of replicas included
+// or not; false when none does.
+func (p *Planner) cool(from *seat, up, targets []*seat, copies bool, out *Plan) bool {
+	var best []*shift
+	var at *seat
+	most := 0.0
+	for _, to := range targets {
+		if to == from || from.load-to.load < 2*from.load*hotGain {
+			continue // no change could help enough
 		}
-		for _, m := range r.Range.GetReplicas() {
-			s := p.seat(m.GetStoreId())
-			if s == nil || s == from || !s.up || !p.mayLead(r, m) || p.unsettled(s) ||
-				p.turnsBack(r, operator.TransferLeader, from.id, s.id) || helps(from, s, x) <= most {
-				continue
-			}
-			var cold *topology.Range
-			var cm *metapb.Replica
-			if s.leaders+1-(from.leaders-1) >= step {
-				if cold, cm = p.coldLeader(s, from, x/2); cold == nil {
-					continue
-				}
-			}
-			best, to, back, home, most = r, m, cold, cm, helps(from, s, x)
+		if set, gain := p.best(p.swapOf(from, to, copies), up); gain > most {
+			best, at, most = set, to, gain
 		}
 	}
-	if best == nil {
-		return false
+	why := ""
+	for i, s := range best {
+		if i == 0 {
+			why = fmt.Sprintf("store %d bears %.0f operations/s, store %d %.0f",
+				from.id, from.load, at.id, at.load)
+		}
+		if !p.propose(s.operator(why), s.r, out) {
+			return i > 0
+		}
+		why = "in exchange for a hot range"
 	}
-	why := fmt.Sprintf("store %d bears %.0f operations/s, store %d %.0f", from.id, from.load,
-		to.GetStoreId(), p.seat(to.GetStoreId()).load)
-	if !p.propose(byHot.operator(why, []operator.Step{transfer(to)}), best, out) {
-		return false
-	}
-	if back != nil {
-		p.propose(byHot.operator(why+", and this keeps the number of leaders",
-			[]operator.Step{transfer(home)}), back, out)
-	}
-	return true
+	return len(best) > 0
 }
 
-// coldLeader is a range that one store leads and the other could, with at most
-// so much load.
-func (p *Planner) coldLeader(
-	at, to *seat, limit float64,
-) (*topology.Range, *metapb.Replica) {
-	var best *topology.Range
-	var home *metapb.Replica
-	for _, i := range at.led {
-		r := p.v.Ranges[i]
-		m := on(r, to.id)
-		if x := leaderLoad(r); m == nil || x > limit || p.f.Busy(r.Range.GetRangeId()) ||
-			!p.settled(r) || !p.mayLead(r, m) ||
-			p.turnsBack(r, operator.TransferLeader, at.id, to.id) {
-			continue
-		} else if best == nil || x < leaderLoad(best) {
-			best, home = r, m
-		}
-	}
-	return best, home
-}
-
-// coolByMove moves the leading replica of a range that no other member's store
-// could bear to the store with the least load, which then leads it.
-func (p *Planner) coolByMove(from *seat, up []*seat, out *Plan) bool {
-	to := most(up, func(s *seat) float64 { return -s.load })
-	gap, step := p.gap(up), p.leaderStep(up)
-	if to == from || !to.low || p.unsettled(to) || to.leaders+1-(from.leaders-1) >= step {
-		return false
-	}
-	var best *topology.Range
-	gain := 0.0
-	for _, i := range from.led {
-		r := p.v.Ranges[i]
-		m := on(r, from.id)
-		x, w := leaderLoad(r)+float64(r.Report.GetWriteRate()), p.weight(r)
-		after := (to.weight+w)/to.share - (from.weight-w)/from.share
-		// Read only once it is known to help: the rest costs more.
-		if m == nil || helps(from, to, x) <= gain || after > gap+2*w/to.share ||
-			p.whyNot(r, p.aimOf(r), to) != "" ||
-			p.f.Busy(r.Range.GetRangeId()) || !p.settled(r) ||
-			p.turnsBack(r, operator.AddLearner, from.id, to.id) {
-			continue
-		}
-		keep := p.seatsOf(r.Range.GetReplicas(), m.GetReplicaId())
-		if marginalCost(keep, to) > marginalCost(keep, from) ||
-			!p.mayLead(r, &metapb.Replica{StoreId: to.id}) {
-			continue
-		}
-		best, gain = r, helps(from, to, x)
-	}
-	if best == nil {
-		return false
-	}
-	m := on(best, from.id)
-	return p.propose(byHot.operator(fmt.Sprintf(
-		"store %d bears %.0f operations/s, store %d %.0f", from.id, from.load, to.id, to.load),
-		[]operator.Step{
-			{Kind: operator.AddLearner, StoreID: to.id},
-			{Kind: operator.Promote, StoreID: to.id},
-			{Kind: operator.TransferLeader, StoreID: to.id},
-			{Kind: operator.Remove, ReplicaID: m.GetReplicaId(), StoreID: m.GetStoreId()},
-		}), best, out)
+// keepsLeaders reports whether the planner of leaders does not turn back what
+// takes n of them from one store to the other.
+func keepsLeaders(from, to *seat, n, step int) bool {
+	return n == 0 || to.leaders+n-(from.leaders-n) < step
 }
