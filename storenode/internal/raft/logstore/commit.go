@@ -119,6 +119,7 @@ func (s *Store) writeFront(batch []*request) {
 		}
 		if r.lateState {
 			s.front.state(r.of, r.state)
+			r.logged = r.state // what is moved after it must not be older
 		}
 		if r.lateTrim {
 			s.front.index(kindTrim, r.of, r.first)

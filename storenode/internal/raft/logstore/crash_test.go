@@ -232,6 +232,13 @@ func crashHistory(t *testing.T, seed uint64) {
 		wg.Wait()
 		_ = s.Close() // fails, but ends the reclaimer
 		d = d.crash(r)
+		if r.IntN(2) == 0 { // and again, while the log is read
+			d.failAfter(r.IntN(6))
+			if s, err := open(Options{SegmentBytes: 4 << 10, Workers: crashWorkers}, d); err == nil {
+				_ = s.Close()
+			}
+			d = d.crash(r)
+		}
 		s, err = open(Options{SegmentBytes: 4 << 10, Workers: crashWorkers}, d)
 		if err != nil {
 			t.Fatalf("round %d: after the crash: %v", round, err)
@@ -263,4 +270,69 @@ func (m *expected) adopt(s *Store) {
 	if state, err := s.ReadRaftState(m.of.ShardID, m.of.ReplicaID, m.snapshot); err == nil {
 		m.state.Commit = state.State.Commit
 	}
+}
+
+// TestKilledThenCut: the process ends at any operation while the machine goes
+// on, so the next one finds what was written and not synced, and Raft acts on
+// it. Then the power fails: what was found, and what was acknowledged since, is
+// still there.
+func TestKilledThenCut(t *testing.T) {
+	for _, forgetful := range []bool{false, true} {
+		for _, more := range []int{0, 3} {
+			for at := 0; killHistory(t, forgetful, more, at); at++ {
+			}
+		}
+	}
+}
+
+// killHistory reports whether the history was longer than at operations.
+func killHistory(t *testing.T, forgetful bool, more, at int) bool {
+	const ops = 40
+	o := Options{SegmentBytes: 1 << 10}
+	d := newSimDisk()
+	d.forgetful = forgetful
+	s, err := open(o, d)
+	must(t, err)
+	m := newExpected(raftio.GetNodeInfo(1, 7))
+	r := rand.New(rand.NewPCG(uint64(more), 2))
+	// run does n operations and returns what else may be held if one fails.
+	run := func(n int) *expected {
+		for range n {
+			next, err := m.step(s, 1, r)
+			if err != nil {
+				return next
+			}
+			m = next
+		}
+		return nil
+	}
+	found := func(what string, other *expected) {
+		if err := m.compare(s); err != nil {
+			if other == nil || other.compare(s) != nil {
+				t.Fatalf("forgetful %v, operation %d, %s: %v", forgetful, at, what, err)
+			}
+			m = other
+		}
+		m.adopt(s)
+		m.least = m.state.Commit
+	}
+	d.failAfter(at)
+	other := run(ops)
+	_ = s.Close() // fails, but ends the reclaimer
+	d.failAfter(-1)
+	s, err = open(o, d)
+	if err != nil {
+		t.Fatalf("forgetful %v, operation %d, killed: %v", forgetful, at, err)
+	}
+	found("killed", other)
+	run(more)
+	d.failAfter(0)
+	_ = s.Close()
+	s, err = open(o, d.crash(r))
+	if err != nil {
+		t.Fatalf("forgetful %v, operation %d, without power: %v", forgetful, at, err)
+	}
+	found("without power", nil)
+	must(t, s.Close())
+	return other != nil
 }

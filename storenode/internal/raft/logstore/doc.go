@@ -31,6 +31,10 @@
 // are seeded with a random number of the segment, so neither an old file nor
 // the value of a user can pose as a batch.
 //
+// A process that ends while the machine goes on leaves a batch that can be read
+// and may not be on the disk. Raft acts on what it finds, so before anything
+// else the last batch is written and synced again, and the directory is synced.
+//
 // A failed write or fsync leaves the log in a state nobody knows. The store
 // then accepts nothing any more, and never tries the same again.
 //

@@ -389,6 +389,66 @@ func TestMoveRaces(t *testing.T) {
 	must(t, s.Close())
 }
 
+// TestStaleMove: a run that was overwritten, or whose replica was removed, after
+// the reclaimer has read it and before it writes it again, does not come back.
+func TestStaleMove(t *testing.T) {
+	dir := t.TempDir()
+	s := openDir(t, dir, 0)
+	save(t, s, 1, 1, 10, 1, 10)
+	save(t, s, 2, 1, 10, 1, 10)
+	var chunk []candidate
+	for _, of := range s.replicas() {
+		for _, c := range s.runsIn(of, 1) {
+			c.body = make([]byte, c.at.size)
+			_, err := s.head.file.ReadAt(c.body, int64(c.at.off))
+			must(t, err)
+			chunk = append(chunk, c)
+		}
+	}
+	save(t, s, 1, 1, 12, 2, 10)
+	must(t, s.RemoveNodeData(2, 1))
+	move := newRequest()
+	move.front = func(e *encoder) { s.moveChunk(e, chunk) }
+	must(t, s.commit(move))
+	for range 2 {
+		if got := read(t, s, 1, 1, 20); len(got) != 12 || got[0].Term != 2 {
+			t.Errorf("%d entries of range 1: overwritten ones are back", len(got))
+		}
+		if got := read(t, s, 2, 1, 20); len(got) != 0 {
+			t.Errorf("%d entries of a removed replica", len(got))
+		}
+		must(t, s.Close())
+		s = openDir(t, dir, 0)
+	}
+	must(t, s.Close())
+}
+
+// TestMovedState: a state that is moved does not hide a newer commit index that
+// the same batch tells.
+func TestMovedState(t *testing.T) {
+	dir := t.TempDir()
+	s := openDir(t, dir, 0)
+	of := raftio.GetNodeInfo(1, 1)
+	save(t, s, 1, 1, 5, 1, 10)
+	save(t, s, 1, 6, 5, 1, 10)
+	s.mu.Lock()
+	r := s.index.replicas[of]
+	r.state.Commit, r.logged.Commit, r.lateState = 10, 5, true
+	s.postpone(r)
+	s.mu.Unlock()
+	move := newRequest()
+	move.front = func(e *encoder) { s.moveMeta(e, 1) }
+	must(t, s.commit(move))
+	must(t, s.Close())
+	s = openDir(t, dir, 0)
+	state, err := s.ReadRaftState(1, 1, 0)
+	must(t, err)
+	if state.State.Commit != 10 {
+		t.Errorf("commit index %d after a move", state.State.Commit)
+	}
+	must(t, s.Close())
+}
+
 // TestUnbornSegment: a crash while a segment is created leaves one that was
 // never used.
 func TestUnbornSegment(t *testing.T) {

@@ -28,12 +28,13 @@ func (s *Store) recover() error {
 	}
 	s.sequence = segments[0].sequence
 	var buf []byte
+	var last int
 	for i, seg := range segments {
 		length := int64(-1)
 		if i+1 < len(segments) {
 			length = segments[i+1].previous
 		}
-		if buf, err = s.readSegment(seg, length, buf); err != nil {
+		if buf, last, err = s.readSegment(seg, length, buf); err != nil {
 			return err
 		}
 	}
@@ -44,7 +45,7 @@ func (s *Store) recover() error {
 		r.state = r.logged
 	}
 	s.head = segments[len(segments)-1]
-	return s.cutTail()
+	return s.settle(buf, last)
 }
 
 func (s *Store) begin() error {
@@ -146,15 +147,18 @@ func readAll(f file, buf []byte) ([]byte, error) {
 // readSegment applies the batches of a segment. Its length is known when
 // another one follows, else -1: then it ends with the last whole batch, and
 // what follows is a write that was never acknowledged, provided that no later
-// batch was written, because that is only done after a sync.
-func (s *Store) readSegment(seg *segment, length int64, buf []byte) ([]byte, error) {
+// batch was written, because that is only done after a sync. It returns the
+// content of the segment, and where the last whole batch begins.
+func (s *Store) readSegment(
+	seg *segment, length int64, buf []byte,
+) (data []byte, last int, err error) {
 	name := segmentName(seg.id)
-	data, err := readAll(seg.file, buf)
+	data, err = readAll(seg.file, buf)
 	if err != nil {
-		return nil, fmt.Errorf("logstore: read %s: %w", name, err)
+		return nil, 0, fmt.Errorf("logstore: read %s: %w", name, err)
 	}
 	if seg.sequence != s.sequence {
-		return nil, fmt.Errorf("%w: %s begins with batch %d instead of %d", ErrCorrupt, name,
+		return nil, 0, fmt.Errorf("%w: %s begins with batch %d instead of %d", ErrCorrupt, name,
 			seg.sequence, s.sequence)
 	}
 	off := headerBytes
@@ -169,34 +173,40 @@ func (s *Store) readSegment(seg *segment, length int64, buf []byte) ([]byte, err
 			return nil
 		})
 		if err != nil {
-			return nil, fmt.Errorf("%w: %s at %d: %w", ErrCorrupt, name, off, err)
+			return nil, 0, fmt.Errorf("%w: %s at %d: %w", ErrCorrupt, name, off, err)
 		}
-		off = next
+		last, off = off, next
 		s.sequence++
 	}
 	seg.end = int64(off)
 	if length >= 0 && seg.end != length {
-		return nil, fmt.Errorf("%w: %s cannot be read at %d, it ends at %d", ErrCorrupt, name, off,
+		return nil, 0, fmt.Errorf("%w: %s cannot be read at %d, it ends at %d", ErrCorrupt, name, off,
 			length)
 	}
 	if length < 0 {
 		if at, found := seg.laterBatch(data, off, s.sequence); found {
-			return nil, fmt.Errorf("%w: %s cannot be read at %d, but what was written later, at %d, "+
+			return nil, 0, fmt.Errorf("%w: %s cannot be read at %d, but what was written later, at %d, "+
 				"can", ErrCorrupt, name, off, at)
 		}
 	}
-	return data, nil
+	return data, last, nil
 }
 
-// cutTail removes what follows the last whole batch, so that it cannot be
-// taken for a part of a later one.
-func (s *Store) cutTail() error {
-	size, err := s.head.file.Size()
-	if err == nil && size != s.head.end {
-		err = errors.Join(s.head.file.Truncate(s.head.end), s.head.file.Sync())
+// settle makes what was found durable, before anybody acts on it, and removes
+// what follows, so that it cannot be taken for a part of a later batch. The
+// process before may have been killed between a write and its sync; or the sync
+// has failed, after which the kernel may take for clean what the disk has never
+// seen. Only the last batch can be such, or the header of a segment without
+// one, and the name of that segment: so they are written and synced again.
+func (s *Store) settle(data []byte, last int) error {
+	f := s.head.file
+	err := f.Truncate(s.head.end)
+	if err == nil {
+		// The padding may be missing; Truncate has brought it back.
+		_, err = f.WriteAt(data[last:min(s.head.end, int64(len(data)))], int64(last))
 	}
-	if err != nil {
-		return fmt.Errorf("logstore: cut %s: %w", segmentName(s.head.id), err)
+	if err = errors.Join(err, f.Sync(), s.disk.Sync()); err != nil {
+		return fmt.Errorf("logstore: settle %s: %w", segmentName(s.head.id), err)
 	}
 	return nil
 }
