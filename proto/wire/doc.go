@@ -5,5 +5,6 @@
 // looks unusual, goes through the protobuf library.
 //
 // Law: what this package decodes is what the protobuf library decodes of the
-// same bytes (TestSameAsProtobuf, FuzzRequests, FuzzAnswer).
+// same bytes (TestSameAsProtobuf, FuzzRequests, FuzzAnswer), unless a message
+// holds more requests than anybody sends: it is refused before memory is taken.
 package wire

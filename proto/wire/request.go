@@ -137,6 +137,9 @@ func (b *Builder) Frame() Frame { return b.done(b.bytes) }
 // unmarshal decodes a StreamRequest. Its requests share b.
 func (m *Requests) unmarshal(b []byte) error {
 	m.SizeBytes = len(b)
+	if len(b) > 2*maxRequests && countRequests(b) > maxRequests {
+		return errTooMany
+	}
 	m.Hello, m.Requests = nil, m.Requests[:0]
 	var slab slabs
 	rest := b
@@ -159,6 +162,27 @@ func (m *Requests) unmarshal(b []byte) error {
 		m.Requests = append(m.Requests, r)
 	}
 	return nil
+}
+
+// maxRequests bounds the requests of one message, of which the smallest takes two
+// bytes on the wire and a hundred in memory. A store lets far fewer wait.
+const maxRequests = 1 << 16
+
+var errTooMany = fmt.Errorf("wire: more than %d requests in one message", maxRequests)
+
+// countRequests counts up to the first thing that is not protobuf.
+func countRequests(b []byte) (count int) {
+	for len(b) > 0 {
+		number, _, n := protowire.ConsumeField(b)
+		if n < 0 {
+			break
+		}
+		if number == protowire.Number(tagRequest>>3) {
+			count++
+		}
+		b = b[n:]
+	}
+	return count
 }
 
 func (m *Requests) unmarshalAll(b []byte) error {

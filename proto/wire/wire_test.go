@@ -135,6 +135,23 @@ func TestSameAsProtobuf(t *testing.T) {
 	})
 }
 
+// A message of many tiny requests is refused before it takes a hundred times its
+// size in memory, wherever the requests stand.
+func TestTooManyRequests(t *testing.T) {
+	tiny := []byte{tagRequest, 0}
+	for name, front := range map[string][]byte{"plain": nil, "after a Hello": {1<<3 | length, 0}} {
+		b := append(front, bytes.Repeat(tiny, maxRequests)...)
+		m := &Requests{StreamRequest: &kvpb.StreamRequest{}}
+		if err := m.unmarshal(b); err != nil || len(m.GetRequests()) != maxRequests {
+			t.Fatalf("%s: %d requests, %v", name, len(m.GetRequests()), err)
+		}
+		m = &Requests{StreamRequest: &kvpb.StreamRequest{}}
+		if err := m.unmarshal(append(b, tiny...)); err == nil || len(m.GetRequests()) != 0 {
+			t.Errorf("%s: %d requests, %v", name, len(m.GetRequests()), err)
+		}
+	}
+}
+
 func headerOf(r *kvpb.Request) *kvpb.Header {
 	switch b := r.GetBody().(type) {
 	case *kvpb.Request_Get:
