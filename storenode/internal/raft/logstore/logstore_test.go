@@ -326,6 +326,55 @@ func TestReadsWhileReclaiming(t *testing.T) {
 	must(t, s.Close())
 }
 
+// TestPinnedSegment: the file of a freed segment stays open until its last
+// reader is done.
+func TestPinnedSegment(t *testing.T) {
+	s := openDir(t, t.TempDir(), 16<<10)
+	save(t, s, 2, 1, 30, 1, 100)
+	pieces, unpin := s.pin(raftio.GetNodeInfo(2, 1), 1, 31)
+	must(t, s.RemoveEntriesTo(2, 1, 30))
+	for first := uint64(1); first < 2000; first += 20 {
+		save(t, s, 1, first, 20, 1, 100)
+		if first > 20 {
+			snapshotAt(t, s, 1, first-20)
+		}
+		if _, err := pieces[0].read(); err != nil {
+			t.Fatalf("a segment was closed under its reader: %v", err)
+		}
+	}
+	unpin()
+	waitReclaimed(t, s)
+	if s.Stats().Reclaimed == 0 {
+		t.Error("nothing was reclaimed")
+	}
+	must(t, s.Close())
+}
+
+// TestSnapshotCommits: a snapshot may be saved before Raft has given the commit
+// index that it was taken at, and Raft panics on one below it.
+func TestSnapshotCommits(t *testing.T) {
+	dir := t.TempDir()
+	s := openDir(t, dir, 0)
+	save(t, s, 1, 1, 5, 1, 10)
+	must(t, s.SaveRaftState([]raftpb.Update{{
+		ShardID: 1, ReplicaID: 1, EntriesToSave: []raftpb.Entry{{Index: 6, Term: 1}, {Index: 7, Term: 1}},
+	}}, 2))
+	must(t, s.SaveSnapshots([]raftpb.Update{{
+		ShardID: 1, ReplicaID: 1,
+		Snapshot: raftpb.Snapshot{ShardID: 1, Index: 6, Term: 1, Type: raftpb.OnDiskStateMachine},
+	}}))
+	for range 2 {
+		state, err := s.ReadRaftState(1, 1, 6)
+		must(t, err)
+		if state.State.Commit != 6 || state.FirstIndex != 7 || state.EntryCount != 1 {
+			t.Errorf("after a snapshot at 6: %+v", state)
+		}
+		must(t, s.Close())
+		s = openDir(t, dir, 0)
+	}
+	must(t, s.Close())
+}
+
 // TestMoveRaces: what is written in the same batch as a moved run, or trimmed
 // while that batch is written, wins over it; and what is not in the log yet is
 // not moved.
