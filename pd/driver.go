@@ -51,6 +51,7 @@ type driver struct {
 	operators *operator.Controller
 	oracle    *tso.Oracle
 	journal   *journal
+	carrier   carrier
 	began     time.Time
 	// emptied says since when stores that leave hold nothing. Only run touches it.
 	emptied map[uint64]time.Time
@@ -162,11 +163,13 @@ func (d *driver) pass(ctx context.Context, now time.Time) {
 	if waiting == "" {
 		verdicts = d.plan(ctx, v, now)
 	}
+	d.carry(ctx, v, now)
 	d.retire(ctx, v)
 	allow := func(r *topology.Range, s operator.Step) string { return schedule.Allow(v, r, s) }
 	orders, ended := d.operators.Advance(d.topology.Range, allow, now)
 	for _, e := range ended {
 		d.report(e, now)
+		d.moveEnded(e, now)
 	}
 	d.send(orders)
 	d.mu.Lock()
@@ -186,6 +189,8 @@ func (d *driver) view(now time.Time) topology.View {
 	v.Rules = d.m.Rules()
 	if p := d.paused(now); p != nil {
 		v.Still = "paused by hand until " + utc(p)
+	} else {
+		v.Still = d.carrier.still()
 	}
 	return v
 }
@@ -235,11 +240,15 @@ func (d *driver) plan(ctx context.Context, v topology.View, now time.Time) []*pd
 	for _, w := range plan.Verdicts {
 		say(w)
 	}
+	claimed, pause := d.claims(), d.paused(now)
 	for _, op := range plan.Operators {
 		why := ""
-		if op.By == schedule.BySplit && v.Still != "" {
-			why = "splitting is " + v.Still
-		} else {
+		switch {
+		case op.By == schedule.BySplit && pause != nil:
+			why = "splitting is paused by hand until " + utc(pause)
+		case claimed[op.RangeID] && op.Priority > operator.Repair:
+			why = "it waits for the plan under way"
+		default:
 			why = d.admit(ctx, op, now)
 		}
 		if why != "" {

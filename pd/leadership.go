@@ -220,6 +220,7 @@ func (d *driver) leading(ctx context.Context) *service.Leading {
 		Oracle: d.oracle, Topology: d.topology, Operators: d.operators,
 		Verdicts: d.verdictList, Waiting: d.waiting, Split: d.split,
 		Settings: d.settings, Given: d.s.o.given(), View: d.view, Begin: d.begin,
+		Apply: d.apply, Progress: d.planProgress, StopPlan: d.stopPlan,
 		Note: d.journal.add, Journal: d.journal.list, Done: ctx.Done(),
 	}
 	d.send = l.SendOrders

@@ -460,7 +460,8 @@ func testHolds(t *testing.T, client pdpb.PDServiceClient) {
 		})
 	}
 	above(0)
-	at := points().GetTxnSafePoint() + 1<<18
+	// Well above what the next rounds raise the points to, and below now.
+	at := points().GetTxnSafePoint() + 500<<18
 	h, err := client.SetHold(ctx, &pdpb.SetHoldRequest{HoldId: "backup", Ts: at, TtlMs: 60_000})
 	want(t, "a hold", h.GetError(), err, noReason)
 	eventually(t, "the points to reach the hold", func() error {

@@ -125,7 +125,8 @@ func (w *world) talk(ctx context.Context, c pdpb.PDServiceClient, id uint64) {
 	})
 	for ctx.Err() == nil {
 		h, err := c.StoreHeartbeat(ctx, &pdpb.StoreHeartbeatRequest{
-			StoreId: id, Stats: &pdpb.StoreStats{}, DiskState: metapb.DiskState_DISK_STATE_OK,
+			StoreId: id, Stats: &pdpb.StoreStats{CapacityBytes: 1 << 40, AvailableBytes: 1 << 40},
+			DiskState: metapb.DiskState_DISK_STATE_OK,
 		})
 		if err != nil || h.GetError() != nil || stream.Send(w.report(id)) != nil {
 			return

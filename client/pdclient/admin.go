@@ -124,6 +124,26 @@ func (c *Client) MakePlan(
 		&pdpb.MakePlanRequest{Header: c.header(), Subject: subject})
 }
 
+// ApplyPlan carries a plan out that PD has made.
+func (c *Client) ApplyPlan(ctx context.Context, id string) (*pdpb.ApplyPlanResponse, error) {
+	return admin(ctx, c, "apply plan", pdpb.PDAdminServiceClient.ApplyPlan,
+		&pdpb.ApplyPlanRequest{Header: c.header(), PlanId: id})
+}
+
+// GetPlanProgress tells how far a plan is; an empty id asks for the last one.
+func (c *Client) GetPlanProgress(
+	ctx context.Context, id string,
+) (*pdpb.GetPlanProgressResponse, error) {
+	return admin(ctx, c, "get plan progress", pdpb.PDAdminServiceClient.GetPlanProgress,
+		&pdpb.GetPlanProgressRequest{Header: c.header(), PlanId: id})
+}
+
+// StopPlan begins no more moves of a plan.
+func (c *Client) StopPlan(ctx context.Context, id string) (*pdpb.StopPlanResponse, error) {
+	return admin(ctx, c, "stop plan", pdpb.PDAdminServiceClient.StopPlan,
+		&pdpb.StopPlanRequest{Header: c.header(), PlanId: id})
+}
+
 // WhatIf tells what the loss of stores would mean, or their restart.
 func (c *Client) WhatIf(
 	ctx context.Context, restart bool, stores ...uint64,

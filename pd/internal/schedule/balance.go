@@ -53,7 +53,7 @@ func (p *Planner) Scores() []Score {
 func (p *Planner) balance(out *Plan) {
 	if p.v.Still != "" {
 		out.Verdicts = append(out.Verdicts, Verdict{
-			By: ByReplicas, Reason: "balancing is paused: " + p.v.Still,
+			By: ByReplicas, Reason: "nothing is balanced: " + p.v.Still,
 		})
 		return
 	}

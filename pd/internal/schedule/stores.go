@@ -119,6 +119,20 @@ func RemainsOn(v topology.View, storeID uint64) Remains {
 	return out
 }
 
+// MayBecome judges whether a store may be given a state by a person; nil when it
+// may.
+func MayBecome(v topology.View, storeID uint64, to metapb.StoreState) *Refusal {
+	switch to {
+	case metapb.StoreState_STORE_STATE_DRAINING:
+		return MayDrain(v, storeID)
+	case metapb.StoreState_STORE_STATE_LEAVING:
+		return MayLeave(v, storeID)
+	case metapb.StoreState_STORE_STATE_GONE:
+		return MayForget(v, storeID)
+	}
+	return nil
+}
+
 // MayDrain says why a store cannot give its leaders away; nil when it can.
 func MayDrain(v topology.View, storeID uint64) *Refusal {
 	s := v.Store(storeID)

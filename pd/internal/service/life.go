@@ -6,23 +6,9 @@ import (
 	"time"
 
 	"github.com/ridgekv/ridge/pd/internal/schedule"
-	"github.com/ridgekv/ridge/pd/internal/topology"
 	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 )
-
-// mayBecome judges whether a store may be given a state by a person.
-func mayBecome(v topology.View, storeID uint64, to metapb.StoreState) *schedule.Refusal {
-	switch to {
-	case metapb.StoreState_STORE_STATE_DRAINING:
-		return schedule.MayDrain(v, storeID)
-	case metapb.StoreState_STORE_STATE_LEAVING:
-		return schedule.MayLeave(v, storeID)
-	case metapb.StoreState_STORE_STATE_GONE:
-		return schedule.MayForget(v, storeID)
-	}
-	return nil
-}
 
 // becomes gives a store a state that a person wants, if it is possible.
 func (s *Service) becomes(
@@ -40,7 +26,7 @@ func (s *Service) becomes(
 	if rec.GetStore().GetState() == to {
 		return rec.GetStore(), nil
 	}
-	if no := mayBecome(l.View(time.Now()), storeID, to); no != nil {
+	if no := schedule.MayBecome(l.View(time.Now()), storeID, to); no != nil {
 		return nil, refused(no)
 	}
 	r, err := fromResult(m.Propose(ctx, &pdpb.Command{Command: &pdpb.Command_PutStoreState{

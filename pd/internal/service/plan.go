@@ -4,13 +4,13 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"hash/fnv"
 	"slices"
 	"time"
 
 	"github.com/ridgekv/ridge/pd/internal/operator"
 	"github.com/ridgekv/ridge/pd/internal/schedule"
 	"github.com/ridgekv/ridge/pd/internal/topology"
+	"github.com/ridgekv/ridge/proto/keys"
 	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 )
@@ -32,13 +32,16 @@ func (s *Service) MakePlan(
 		return &pdpb.MakePlanResponse{Error: s.pdError(err)}, nil
 	}
 	v := l.View(time.Now())
-	plan, err := foresee(v, l.Operators.Flight().Limits, req.GetSubject())
+	plan, blueprint, err := foresee(v, l.Operators.Flight().Limits, req.GetSubject())
+	if err == nil && blueprint != nil {
+		l.plans.keep(blueprint)
+	}
 	return &pdpb.MakePlanResponse{Error: s.pdError(err), Plan: plan}, nil
 }
 
 func foresee(
 	v topology.View, limits operator.Limits, subject *pdpb.PlanSubject,
-) (*pdpb.Plan, error) {
+) (*pdpb.Plan, *schedule.Blueprint, error) {
 	switch x := subject.GetSubject().(type) {
 	case *pdpb.PlanSubject_DrainStoreId:
 		return foreseeStore(v, limits, x.DrainStoreId, metapb.StoreState_STORE_STATE_DRAINING)
@@ -49,28 +52,31 @@ func foresee(
 		f := schedule.Foresee(v, limits, func(o *operator.Operator, _ *topology.Range) bool {
 			return o.Priority == operator.Balance
 		})
-		p := planOf("balance", v, f)
+		p, b := planOf("balance", v, f)
 		p.Complete = !f.Cut
 		p.Blockers = blockersOf(f.Verdicts, func(w schedule.Verdict) bool {
 			return w.RangeID == 0 || w.By == schedule.ByReplicas || w.By == schedule.ByLeaders
 		})
-		return p, nil
+		return p, b, nil
+	case *pdpb.PlanSubject_Scatter:
+		return foreseeScatter(v, limits, keys.FromProto(x.Scatter))
 	case *pdpb.PlanSubject_Rule:
-		return foreseeRule(v, limits, x.Rule)
+		p, err := foreseeRule(v, limits, x.Rule)
+		return p, nil, err
 	}
-	return nil, invalid("the plan has no subject")
+	return nil, nil, invalid("the plan has no subject")
 }
 
 func foreseeStore(
 	v topology.View, limits operator.Limits, id uint64, to metapb.StoreState,
-) (*pdpb.Plan, error) {
+) (*pdpb.Plan, *schedule.Blueprint, error) {
 	what := fmt.Sprintf("drain store %d", id)
 	no := schedule.MayDrain(v, id)
 	if to == metapb.StoreState_STORE_STATE_LEAVING {
 		what, no = fmt.Sprintf("decommission store %d", id), schedule.MayLeave(v, id)
 	}
 	if no != nil {
-		return nil, refused(no)
+		return nil, nil, refused(no)
 	}
 	began := schedule.With(v, id, to)
 	began.Still = still
@@ -79,17 +85,35 @@ func foreseeStore(
 			return m.GetStoreId() == id
 		})
 	})
-	p := planOf(what, v, f)
+	p, b := planOf(what, v, f)
+	b.StoreID, b.State = id, to
 	left := schedule.RemainsOn(f.After, id)
 	p.Complete = left.Leaders == 0
 	if to == metapb.StoreState_STORE_STATE_LEAVING {
 		p.Complete = left.Replicas == 0
 	}
+	b.Short = !p.GetComplete()
 	here := idSet(left.Ranges)
 	if !p.GetComplete() {
 		p.Blockers = blockersOf(f.Verdicts, func(w schedule.Verdict) bool { return here[w.RangeID] })
 	}
-	return p, nil
+	return p, b, nil
+}
+
+func foreseeScatter(
+	v topology.View, limits operator.Limits, span keys.Span,
+) (*pdpb.Plan, *schedule.Blueprint, error) {
+	if !span.Valid() {
+		return nil, nil, invalid("span %s is inverted or empty", span)
+	}
+	f, no := schedule.Scatter(v, limits, span)
+	if no != nil {
+		return nil, nil, refused(no)
+	}
+	p, b := planOf("scatter "+span.String(), v, f)
+	p.Complete = !f.Cut && len(f.Verdicts) == 0
+	p.Blockers = blockersOf(f.Verdicts, func(schedule.Verdict) bool { return true })
+	return p, b, nil
 }
 
 func foreseeRule(
@@ -105,19 +129,18 @@ func foreseeRule(
 	f := schedule.Foresee(began, limits, func(*operator.Operator, *topology.Range) bool {
 		return true
 	})
-	p := planOf("rule "+rule.GetId(), v, f)
+	p, _ := planOf("rule "+rule.GetId(), v, f)
 	p.Complete = !f.Cut
 	p.Blockers = blockersOf(f.Verdicts, func(w schedule.Verdict) bool { return w.RangeID != 0 })
 	return p, nil
 }
 
 // planOf renders a forecast upon v.
-func planOf(what string, v topology.View, f schedule.Forecast) *pdpb.Plan {
+func planOf(what string, v topology.View, f schedule.Forecast) (*pdpb.Plan, *schedule.Blueprint) {
+	b := schedule.NewBlueprint(what, v, f)
 	p := &pdpb.Plan{
-		What: what, EstimateMs: uint64(f.Time.Milliseconds()),
+		PlanId: b.ID, What: what, EstimateMs: uint64(f.Time.Milliseconds()),
 	}
-	id := fnv.New64a()
-	fmt.Fprint(id, what)
 	for i, m := range f.Moves {
 		move := &pdpb.PlannedMove{
 			RangeId: m.Op.RangeID, Reason: m.Op.Reason, Bytes: m.Bytes, Margin: int32(m.Margin),
@@ -138,12 +161,9 @@ func planOf(what string, v topology.View, f schedule.Forecast) *pdpb.Plan {
 		if i == 0 || before < p.GetMarginBefore() {
 			p.MarginBefore = before
 		}
-		fmt.Fprint(id, " ", m.Op.RangeID, m.Op.What(), m.Before.Range.GetEpoch().GetConfig(),
-			m.Before.SpanEpoch(), m.Before.Leader.GetStoreId())
 	}
-	p.PlanId = fmt.Sprintf("%016x", id.Sum64())
 	p.Stores = forecasts(v, f.After)
-	return p
+	return p, b
 }
 
 func forecasts(v, after topology.View) []*pdpb.StoreForecast {
@@ -234,7 +254,7 @@ func whatIf(
 	down := schedule.Without(v, req.GetStoreIds()...)
 	down.Still = still
 	f := schedule.Foresee(down, limits, func(*operator.Operator, *topology.Range) bool { return true })
-	out.Plan = planOf("repair", down, f)
+	out.Plan, _ = planOf("repair", down, f)
 	out.NeededBytes = out.GetPlan().GetBytes()
 	for _, s := range down.Stores {
 		if down.Receives(s) {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/ridgekv/ridge/pd/internal/meta"
 	"github.com/ridgekv/ridge/pd/internal/operator"
+	"github.com/ridgekv/ridge/pd/internal/schedule"
 	"github.com/ridgekv/ridge/pd/internal/settings"
 	"github.com/ridgekv/ridge/pd/internal/topology"
 	"github.com/ridgekv/ridge/pd/internal/tso"
@@ -37,6 +38,11 @@ type Leading struct {
 	Begin func(ctx context.Context, o *operator.Operator) string
 	// View is the picture planners have.
 	View func(now time.Time) topology.View
+	// Apply begins to carry a plan out, or tells what is not as the plan found it;
+	// Progress tells how the last one goes, StopPlan ends it and says why.
+	Apply    func(*schedule.Blueprint) (*pdpb.PlanProgress, []string)
+	Progress func() *pdpb.PlanProgress
+	StopPlan func(why string)
 	// Settings are in force, Given are those this node was started with.
 	Settings func() settings.Settings
 	Given    settings.Settings
@@ -49,6 +55,7 @@ type Leading struct {
 	streams streams
 	stale   staleReplicas
 	runs    runs
+	plans   plans
 }
 
 // Options configure a Service.

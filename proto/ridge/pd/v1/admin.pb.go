@@ -22,6 +22,60 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// PlanState is how a plan that was begun goes.
+type PlanState int32
+
+const (
+	PlanState_PLAN_STATE_UNSPECIFIED PlanState = 0
+	PlanState_PLAN_STATE_RUNNING     PlanState = 1
+	PlanState_PLAN_STATE_DONE        PlanState = 2
+	// ABORTED: something changed, or a person stopped it.
+	PlanState_PLAN_STATE_ABORTED PlanState = 3
+)
+
+// Enum value maps for PlanState.
+var (
+	PlanState_name = map[int32]string{
+		0: "PLAN_STATE_UNSPECIFIED",
+		1: "PLAN_STATE_RUNNING",
+		2: "PLAN_STATE_DONE",
+		3: "PLAN_STATE_ABORTED",
+	}
+	PlanState_value = map[string]int32{
+		"PLAN_STATE_UNSPECIFIED": 0,
+		"PLAN_STATE_RUNNING":     1,
+		"PLAN_STATE_DONE":        2,
+		"PLAN_STATE_ABORTED":     3,
+	}
+)
+
+func (x PlanState) Enum() *PlanState {
+	p := new(PlanState)
+	*p = x
+	return p
+}
+
+func (x PlanState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PlanState) Descriptor() protoreflect.EnumDescriptor {
+	return file_ridge_pd_v1_admin_proto_enumTypes[0].Descriptor()
+}
+
+func (PlanState) Type() protoreflect.EnumType {
+	return &file_ridge_pd_v1_admin_proto_enumTypes[0]
+}
+
+func (x PlanState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PlanState.Descriptor instead.
+func (PlanState) EnumDescriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{0}
+}
+
 type ListSettingsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Header        *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
@@ -1788,6 +1842,7 @@ type PlanSubject struct {
 	//	*PlanSubject_DecommissionStoreId
 	//	*PlanSubject_Balance
 	//	*PlanSubject_Rule
+	//	*PlanSubject_Scatter
 	Subject       isPlanSubject_Subject `protobuf_oneof:"subject"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1866,6 +1921,15 @@ func (x *PlanSubject) GetRule() *PlacementRule {
 	return nil
 }
 
+func (x *PlanSubject) GetScatter() *v1.Span {
+	if x != nil {
+		if x, ok := x.Subject.(*PlanSubject_Scatter); ok {
+			return x.Scatter
+		}
+	}
+	return nil
+}
+
 type isPlanSubject_Subject interface {
 	isPlanSubject_Subject()
 }
@@ -1887,6 +1951,11 @@ type PlanSubject_Rule struct {
 	Rule *PlacementRule `protobuf:"bytes,5,opt,name=rule,proto3,oneof"`
 }
 
+type PlanSubject_Scatter struct {
+	// scatter spreads the ranges that lie within a span over the stores.
+	Scatter *v1.Span `protobuf:"bytes,6,opt,name=scatter,proto3,oneof"`
+}
+
 func (*PlanSubject_DrainStoreId) isPlanSubject_Subject() {}
 
 func (*PlanSubject_DecommissionStoreId) isPlanSubject_Subject() {}
@@ -1894,6 +1963,8 @@ func (*PlanSubject_DecommissionStoreId) isPlanSubject_Subject() {}
 func (*PlanSubject_Balance) isPlanSubject_Subject() {}
 
 func (*PlanSubject_Rule) isPlanSubject_Subject() {}
+
+func (*PlanSubject_Scatter) isPlanSubject_Subject() {}
 
 type MakePlanRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2331,6 +2402,448 @@ func (x *MakePlanResponse) GetPlan() *Plan {
 	return nil
 }
 
+type ApplyPlanRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	PlanId        string                 `protobuf:"bytes,2,opt,name=plan_id,json=planId,proto3" json:"plan_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyPlanRequest) Reset() {
+	*x = ApplyPlanRequest{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyPlanRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyPlanRequest) ProtoMessage() {}
+
+func (x *ApplyPlanRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyPlanRequest.ProtoReflect.Descriptor instead.
+func (*ApplyPlanRequest) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ApplyPlanRequest) GetHeader() *RequestHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *ApplyPlanRequest) GetPlanId() string {
+	if x != nil {
+		return x.PlanId
+	}
+	return ""
+}
+
+type ApplyPlanResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Error         *PDError               `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	Progress      *PlanProgress          `protobuf:"bytes,2,opt,name=progress,proto3" json:"progress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyPlanResponse) Reset() {
+	*x = ApplyPlanResponse{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyPlanResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyPlanResponse) ProtoMessage() {}
+
+func (x *ApplyPlanResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyPlanResponse.ProtoReflect.Descriptor instead.
+func (*ApplyPlanResponse) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ApplyPlanResponse) GetError() *PDError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+func (x *ApplyPlanResponse) GetProgress() *PlanProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+type GetPlanProgressRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Header *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	// plan_id empty asks for the last one that was begun.
+	PlanId        string `protobuf:"bytes,2,opt,name=plan_id,json=planId,proto3" json:"plan_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPlanProgressRequest) Reset() {
+	*x = GetPlanProgressRequest{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPlanProgressRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPlanProgressRequest) ProtoMessage() {}
+
+func (x *GetPlanProgressRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPlanProgressRequest.ProtoReflect.Descriptor instead.
+func (*GetPlanProgressRequest) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *GetPlanProgressRequest) GetHeader() *RequestHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *GetPlanProgressRequest) GetPlanId() string {
+	if x != nil {
+		return x.PlanId
+	}
+	return ""
+}
+
+type GetPlanProgressResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Error         *PDError               `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	Progress      *PlanProgress          `protobuf:"bytes,2,opt,name=progress,proto3" json:"progress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPlanProgressResponse) Reset() {
+	*x = GetPlanProgressResponse{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPlanProgressResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPlanProgressResponse) ProtoMessage() {}
+
+func (x *GetPlanProgressResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPlanProgressResponse.ProtoReflect.Descriptor instead.
+func (*GetPlanProgressResponse) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *GetPlanProgressResponse) GetError() *PDError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+func (x *GetPlanProgressResponse) GetProgress() *PlanProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+type StopPlanRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	PlanId        string                 `protobuf:"bytes,2,opt,name=plan_id,json=planId,proto3" json:"plan_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StopPlanRequest) Reset() {
+	*x = StopPlanRequest{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StopPlanRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StopPlanRequest) ProtoMessage() {}
+
+func (x *StopPlanRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StopPlanRequest.ProtoReflect.Descriptor instead.
+func (*StopPlanRequest) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *StopPlanRequest) GetHeader() *RequestHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *StopPlanRequest) GetPlanId() string {
+	if x != nil {
+		return x.PlanId
+	}
+	return ""
+}
+
+type StopPlanResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Error         *PDError               `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	Progress      *PlanProgress          `protobuf:"bytes,2,opt,name=progress,proto3" json:"progress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StopPlanResponse) Reset() {
+	*x = StopPlanResponse{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StopPlanResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StopPlanResponse) ProtoMessage() {}
+
+func (x *StopPlanResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StopPlanResponse.ProtoReflect.Descriptor instead.
+func (*StopPlanResponse) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *StopPlanResponse) GetError() *PDError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+func (x *StopPlanResponse) GetProgress() *PlanProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+// PlanProgress is how far a plan is. It is lost with PD's leader, and then the
+// plan is over.
+type PlanProgress struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	PlanId string                 `protobuf:"bytes,1,opt,name=plan_id,json=planId,proto3" json:"plan_id,omitempty"`
+	What   string                 `protobuf:"bytes,2,opt,name=what,proto3" json:"what,omitempty"`
+	State  PlanState              `protobuf:"varint,3,opt,name=state,proto3,enum=ridge.pd.v1.PlanState" json:"state,omitempty"`
+	// moves are done, under_way, or not begun.
+	Moves     uint32 `protobuf:"varint,4,opt,name=moves,proto3" json:"moves,omitempty"`
+	Done      uint32 `protobuf:"varint,5,opt,name=done,proto3" json:"done,omitempty"`
+	UnderWay  uint32 `protobuf:"varint,6,opt,name=under_way,json=underWay,proto3" json:"under_way,omitempty"`
+	Bytes     uint64 `protobuf:"varint,7,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	BytesDone uint64 `protobuf:"varint,8,opt,name=bytes_done,json=bytesDone,proto3" json:"bytes_done,omitempty"`
+	ElapsedMs uint64 `protobuf:"varint,9,opt,name=elapsed_ms,json=elapsedMs,proto3" json:"elapsed_ms,omitempty"`
+	// changed tells why it was aborted.
+	Changed []string `protobuf:"bytes,10,rep,name=changed,proto3" json:"changed,omitempty"`
+	// waiting says why no move begins now.
+	Waiting       string `protobuf:"bytes,11,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanProgress) Reset() {
+	*x = PlanProgress{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanProgress) ProtoMessage() {}
+
+func (x *PlanProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanProgress.ProtoReflect.Descriptor instead.
+func (*PlanProgress) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *PlanProgress) GetPlanId() string {
+	if x != nil {
+		return x.PlanId
+	}
+	return ""
+}
+
+func (x *PlanProgress) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *PlanProgress) GetState() PlanState {
+	if x != nil {
+		return x.State
+	}
+	return PlanState_PLAN_STATE_UNSPECIFIED
+}
+
+func (x *PlanProgress) GetMoves() uint32 {
+	if x != nil {
+		return x.Moves
+	}
+	return 0
+}
+
+func (x *PlanProgress) GetDone() uint32 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *PlanProgress) GetUnderWay() uint32 {
+	if x != nil {
+		return x.UnderWay
+	}
+	return 0
+}
+
+func (x *PlanProgress) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *PlanProgress) GetBytesDone() uint64 {
+	if x != nil {
+		return x.BytesDone
+	}
+	return 0
+}
+
+func (x *PlanProgress) GetElapsedMs() uint64 {
+	if x != nil {
+		return x.ElapsedMs
+	}
+	return 0
+}
+
+func (x *PlanProgress) GetChanged() []string {
+	if x != nil {
+		return x.Changed
+	}
+	return nil
+}
+
+func (x *PlanProgress) GetWaiting() string {
+	if x != nil {
+		return x.Waiting
+	}
+	return ""
+}
+
 type WhatIfRequest struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Header   *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
@@ -2344,7 +2857,7 @@ type WhatIfRequest struct {
 
 func (x *WhatIfRequest) Reset() {
 	*x = WhatIfRequest{}
-	mi := &file_ridge_pd_v1_admin_proto_msgTypes[34]
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2356,7 +2869,7 @@ func (x *WhatIfRequest) String() string {
 func (*WhatIfRequest) ProtoMessage() {}
 
 func (x *WhatIfRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_admin_proto_msgTypes[34]
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2369,7 +2882,7 @@ func (x *WhatIfRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhatIfRequest.ProtoReflect.Descriptor instead.
 func (*WhatIfRequest) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *WhatIfRequest) GetHeader() *RequestHeader {
@@ -2418,7 +2931,7 @@ type WhatIfResponse struct {
 
 func (x *WhatIfResponse) Reset() {
 	*x = WhatIfResponse{}
-	mi := &file_ridge_pd_v1_admin_proto_msgTypes[35]
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2430,7 +2943,7 @@ func (x *WhatIfResponse) String() string {
 func (*WhatIfResponse) ProtoMessage() {}
 
 func (x *WhatIfResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_admin_proto_msgTypes[35]
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2443,7 +2956,7 @@ func (x *WhatIfResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhatIfResponse.ProtoReflect.Descriptor instead.
 func (*WhatIfResponse) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *WhatIfResponse) GetError() *PDError {
@@ -2647,12 +3160,13 @@ const file_ridge_pd_v1_admin_proto_rawDesc = "" +
 	"\awaiting\x18\b \x01(\tR\awaiting\x12(\n" +
 	"\x05pause\x18\t \x01(\v2\x12.ridge.pd.v1.PauseR\x05pause\x12\x1a\n" +
 	"\bfindings\x18\n" +
-	" \x03(\tR\bfindings\"\xc4\x01\n" +
+	" \x03(\tR\bfindings\"\xf5\x01\n" +
 	"\vPlanSubject\x12&\n" +
 	"\x0edrain_store_id\x18\x01 \x01(\x04H\x00R\fdrainStoreId\x124\n" +
 	"\x15decommission_store_id\x18\x02 \x01(\x04H\x00R\x13decommissionStoreId\x12\x1a\n" +
 	"\abalance\x18\x03 \x01(\bH\x00R\abalance\x120\n" +
-	"\x04rule\x18\x05 \x01(\v2\x1a.ridge.pd.v1.PlacementRuleH\x00R\x04ruleB\t\n" +
+	"\x04rule\x18\x05 \x01(\v2\x1a.ridge.pd.v1.PlacementRuleH\x00R\x04rule\x12/\n" +
+	"\ascatter\x18\x06 \x01(\v2\x13.ridge.meta.v1.SpanH\x00R\ascatterB\t\n" +
 	"\asubject\"y\n" +
 	"\x0fMakePlanRequest\x122\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x122\n" +
@@ -2692,7 +3206,40 @@ const file_ridge_pd_v1_admin_proto_rawDesc = "" +
 	"\bcomplete\x18\x10 \x01(\bR\bcomplete\"e\n" +
 	"\x10MakePlanResponse\x12*\n" +
 	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x12%\n" +
-	"\x04plan\x18\x02 \x01(\v2\x11.ridge.pd.v1.PlanR\x04plan\"z\n" +
+	"\x04plan\x18\x02 \x01(\v2\x11.ridge.pd.v1.PlanR\x04plan\"_\n" +
+	"\x10ApplyPlanRequest\x122\n" +
+	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12\x17\n" +
+	"\aplan_id\x18\x02 \x01(\tR\x06planId\"v\n" +
+	"\x11ApplyPlanResponse\x12*\n" +
+	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x125\n" +
+	"\bprogress\x18\x02 \x01(\v2\x19.ridge.pd.v1.PlanProgressR\bprogress\"e\n" +
+	"\x16GetPlanProgressRequest\x122\n" +
+	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12\x17\n" +
+	"\aplan_id\x18\x02 \x01(\tR\x06planId\"|\n" +
+	"\x17GetPlanProgressResponse\x12*\n" +
+	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x125\n" +
+	"\bprogress\x18\x02 \x01(\v2\x19.ridge.pd.v1.PlanProgressR\bprogress\"^\n" +
+	"\x0fStopPlanRequest\x122\n" +
+	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12\x17\n" +
+	"\aplan_id\x18\x02 \x01(\tR\x06planId\"u\n" +
+	"\x10StopPlanResponse\x12*\n" +
+	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x125\n" +
+	"\bprogress\x18\x02 \x01(\v2\x19.ridge.pd.v1.PlanProgressR\bprogress\"\xb8\x02\n" +
+	"\fPlanProgress\x12\x17\n" +
+	"\aplan_id\x18\x01 \x01(\tR\x06planId\x12\x12\n" +
+	"\x04what\x18\x02 \x01(\tR\x04what\x12,\n" +
+	"\x05state\x18\x03 \x01(\x0e2\x16.ridge.pd.v1.PlanStateR\x05state\x12\x14\n" +
+	"\x05moves\x18\x04 \x01(\rR\x05moves\x12\x12\n" +
+	"\x04done\x18\x05 \x01(\rR\x04done\x12\x1b\n" +
+	"\tunder_way\x18\x06 \x01(\rR\bunderWay\x12\x14\n" +
+	"\x05bytes\x18\a \x01(\x04R\x05bytes\x12\x1d\n" +
+	"\n" +
+	"bytes_done\x18\b \x01(\x04R\tbytesDone\x12\x1d\n" +
+	"\n" +
+	"elapsed_ms\x18\t \x01(\x04R\telapsedMs\x12\x18\n" +
+	"\achanged\x18\n" +
+	" \x03(\tR\achanged\x12\x18\n" +
+	"\awaiting\x18\v \x01(\tR\awaiting\"z\n" +
 	"\rWhatIfRequest\x122\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12\x1b\n" +
 	"\tstore_ids\x18\x02 \x03(\x04R\bstoreIds\x12\x18\n" +
@@ -2710,7 +3257,12 @@ const file_ridge_pd_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"free_bytes\x18\n" +
 	" \x01(\x04R\tfreeBytes\x12\x12\n" +
-	"\x04safe\x18\v \x01(\bR\x04safe2\xd8\t\n" +
+	"\x04safe\x18\v \x01(\bR\x04safe*l\n" +
+	"\tPlanState\x12\x1a\n" +
+	"\x16PLAN_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12PLAN_STATE_RUNNING\x10\x01\x12\x13\n" +
+	"\x0fPLAN_STATE_DONE\x10\x02\x12\x16\n" +
+	"\x12PLAN_STATE_ABORTED\x10\x032\xcb\v\n" +
 	"\x0ePDAdminService\x12S\n" +
 	"\fListSettings\x12 .ridge.pd.v1.ListSettingsRequest\x1a!.ridge.pd.v1.ListSettingsResponse\x12P\n" +
 	"\vSetSettings\x12\x1f.ridge.pd.v1.SetSettingsRequest\x1a .ridge.pd.v1.SetSettingsResponse\x12P\n" +
@@ -2727,7 +3279,10 @@ const file_ridge_pd_v1_admin_proto_rawDesc = "" +
 	"\vForgetStore\x12\x1f.ridge.pd.v1.ForgetStoreRequest\x1a .ridge.pd.v1.ForgetStoreResponse\x12V\n" +
 	"\rDescribeStore\x12!.ridge.pd.v1.DescribeStoreRequest\x1a\".ridge.pd.v1.DescribeStoreResponse\x12D\n" +
 	"\aExplain\x12\x1b.ridge.pd.v1.ExplainRequest\x1a\x1c.ridge.pd.v1.ExplainResponse\x12G\n" +
-	"\bMakePlan\x12\x1c.ridge.pd.v1.MakePlanRequest\x1a\x1d.ridge.pd.v1.MakePlanResponse\x12A\n" +
+	"\bMakePlan\x12\x1c.ridge.pd.v1.MakePlanRequest\x1a\x1d.ridge.pd.v1.MakePlanResponse\x12J\n" +
+	"\tApplyPlan\x12\x1d.ridge.pd.v1.ApplyPlanRequest\x1a\x1e.ridge.pd.v1.ApplyPlanResponse\x12\\\n" +
+	"\x0fGetPlanProgress\x12#.ridge.pd.v1.GetPlanProgressRequest\x1a$.ridge.pd.v1.GetPlanProgressResponse\x12G\n" +
+	"\bStopPlan\x12\x1c.ridge.pd.v1.StopPlanRequest\x1a\x1d.ridge.pd.v1.StopPlanResponse\x12A\n" +
 	"\x06WhatIf\x12\x1a.ridge.pd.v1.WhatIfRequest\x1a\x1b.ridge.pd.v1.WhatIfResponseB1Z/github.com/ridgekv/ridge/proto/ridge/pd/v1;pdpbb\x06proto3"
 
 var (
@@ -2742,153 +3297,180 @@ func file_ridge_pd_v1_admin_proto_rawDescGZIP() []byte {
 	return file_ridge_pd_v1_admin_proto_rawDescData
 }
 
-var file_ridge_pd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_ridge_pd_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_ridge_pd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_ridge_pd_v1_admin_proto_goTypes = []any{
-	(*ListSettingsRequest)(nil),       // 0: ridge.pd.v1.ListSettingsRequest
-	(*Setting)(nil),                   // 1: ridge.pd.v1.Setting
-	(*ListSettingsResponse)(nil),      // 2: ridge.pd.v1.ListSettingsResponse
-	(*SetSettingsRequest)(nil),        // 3: ridge.pd.v1.SetSettingsRequest
-	(*SetSettingsResponse)(nil),       // 4: ridge.pd.v1.SetSettingsResponse
-	(*GetScheduleRequest)(nil),        // 5: ridge.pd.v1.GetScheduleRequest
-	(*GetScheduleResponse)(nil),       // 6: ridge.pd.v1.GetScheduleResponse
-	(*SetScheduleRequest)(nil),        // 7: ridge.pd.v1.SetScheduleRequest
-	(*SetScheduleResponse)(nil),       // 8: ridge.pd.v1.SetScheduleResponse
-	(*CancelOperatorRequest)(nil),     // 9: ridge.pd.v1.CancelOperatorRequest
-	(*CancelOperatorResponse)(nil),    // 10: ridge.pd.v1.CancelOperatorResponse
-	(*MoveReplicaRequest)(nil),        // 11: ridge.pd.v1.MoveReplicaRequest
-	(*MoveReplicaResponse)(nil),       // 12: ridge.pd.v1.MoveReplicaResponse
-	(*MoveLeaderRequest)(nil),         // 13: ridge.pd.v1.MoveLeaderRequest
-	(*MoveLeaderResponse)(nil),        // 14: ridge.pd.v1.MoveLeaderResponse
-	(*DrainStoreRequest)(nil),         // 15: ridge.pd.v1.DrainStoreRequest
-	(*DrainStoreResponse)(nil),        // 16: ridge.pd.v1.DrainStoreResponse
-	(*DecommissionStoreRequest)(nil),  // 17: ridge.pd.v1.DecommissionStoreRequest
-	(*DecommissionStoreResponse)(nil), // 18: ridge.pd.v1.DecommissionStoreResponse
-	(*ResumeStoreRequest)(nil),        // 19: ridge.pd.v1.ResumeStoreRequest
-	(*ResumeStoreResponse)(nil),       // 20: ridge.pd.v1.ResumeStoreResponse
-	(*ForgetStoreRequest)(nil),        // 21: ridge.pd.v1.ForgetStoreRequest
-	(*ForgetStoreResponse)(nil),       // 22: ridge.pd.v1.ForgetStoreResponse
-	(*DescribeStoreRequest)(nil),      // 23: ridge.pd.v1.DescribeStoreRequest
-	(*Blocker)(nil),                   // 24: ridge.pd.v1.Blocker
-	(*DescribeStoreResponse)(nil),     // 25: ridge.pd.v1.DescribeStoreResponse
-	(*ExplainRequest)(nil),            // 26: ridge.pd.v1.ExplainRequest
-	(*ExplainResponse)(nil),           // 27: ridge.pd.v1.ExplainResponse
-	(*PlanSubject)(nil),               // 28: ridge.pd.v1.PlanSubject
-	(*MakePlanRequest)(nil),           // 29: ridge.pd.v1.MakePlanRequest
-	(*PlannedMove)(nil),               // 30: ridge.pd.v1.PlannedMove
-	(*StoreForecast)(nil),             // 31: ridge.pd.v1.StoreForecast
-	(*Plan)(nil),                      // 32: ridge.pd.v1.Plan
-	(*MakePlanResponse)(nil),          // 33: ridge.pd.v1.MakePlanResponse
-	(*WhatIfRequest)(nil),             // 34: ridge.pd.v1.WhatIfRequest
-	(*WhatIfResponse)(nil),            // 35: ridge.pd.v1.WhatIfResponse
-	nil,                               // 36: ridge.pd.v1.SetSettingsRequest.SetEntry
-	(*RequestHeader)(nil),             // 37: ridge.pd.v1.RequestHeader
-	(*PDError)(nil),                   // 38: ridge.pd.v1.PDError
-	(*Pause)(nil),                     // 39: ridge.pd.v1.Pause
-	(*OperatorInfo)(nil),              // 40: ridge.pd.v1.OperatorInfo
-	(*v1.Store)(nil),                  // 41: ridge.meta.v1.Store
-	(*StoreInfo)(nil),                 // 42: ridge.pd.v1.StoreInfo
-	(*Route)(nil),                     // 43: ridge.pd.v1.Route
-	(*ReplicaHealth)(nil),             // 44: ridge.pd.v1.ReplicaHealth
-	(*Decision)(nil),                  // 45: ridge.pd.v1.Decision
-	(*PlacementRule)(nil),             // 46: ridge.pd.v1.PlacementRule
-	(v1.StoreState)(0),                // 47: ridge.meta.v1.StoreState
+	(PlanState)(0),                    // 0: ridge.pd.v1.PlanState
+	(*ListSettingsRequest)(nil),       // 1: ridge.pd.v1.ListSettingsRequest
+	(*Setting)(nil),                   // 2: ridge.pd.v1.Setting
+	(*ListSettingsResponse)(nil),      // 3: ridge.pd.v1.ListSettingsResponse
+	(*SetSettingsRequest)(nil),        // 4: ridge.pd.v1.SetSettingsRequest
+	(*SetSettingsResponse)(nil),       // 5: ridge.pd.v1.SetSettingsResponse
+	(*GetScheduleRequest)(nil),        // 6: ridge.pd.v1.GetScheduleRequest
+	(*GetScheduleResponse)(nil),       // 7: ridge.pd.v1.GetScheduleResponse
+	(*SetScheduleRequest)(nil),        // 8: ridge.pd.v1.SetScheduleRequest
+	(*SetScheduleResponse)(nil),       // 9: ridge.pd.v1.SetScheduleResponse
+	(*CancelOperatorRequest)(nil),     // 10: ridge.pd.v1.CancelOperatorRequest
+	(*CancelOperatorResponse)(nil),    // 11: ridge.pd.v1.CancelOperatorResponse
+	(*MoveReplicaRequest)(nil),        // 12: ridge.pd.v1.MoveReplicaRequest
+	(*MoveReplicaResponse)(nil),       // 13: ridge.pd.v1.MoveReplicaResponse
+	(*MoveLeaderRequest)(nil),         // 14: ridge.pd.v1.MoveLeaderRequest
+	(*MoveLeaderResponse)(nil),        // 15: ridge.pd.v1.MoveLeaderResponse
+	(*DrainStoreRequest)(nil),         // 16: ridge.pd.v1.DrainStoreRequest
+	(*DrainStoreResponse)(nil),        // 17: ridge.pd.v1.DrainStoreResponse
+	(*DecommissionStoreRequest)(nil),  // 18: ridge.pd.v1.DecommissionStoreRequest
+	(*DecommissionStoreResponse)(nil), // 19: ridge.pd.v1.DecommissionStoreResponse
+	(*ResumeStoreRequest)(nil),        // 20: ridge.pd.v1.ResumeStoreRequest
+	(*ResumeStoreResponse)(nil),       // 21: ridge.pd.v1.ResumeStoreResponse
+	(*ForgetStoreRequest)(nil),        // 22: ridge.pd.v1.ForgetStoreRequest
+	(*ForgetStoreResponse)(nil),       // 23: ridge.pd.v1.ForgetStoreResponse
+	(*DescribeStoreRequest)(nil),      // 24: ridge.pd.v1.DescribeStoreRequest
+	(*Blocker)(nil),                   // 25: ridge.pd.v1.Blocker
+	(*DescribeStoreResponse)(nil),     // 26: ridge.pd.v1.DescribeStoreResponse
+	(*ExplainRequest)(nil),            // 27: ridge.pd.v1.ExplainRequest
+	(*ExplainResponse)(nil),           // 28: ridge.pd.v1.ExplainResponse
+	(*PlanSubject)(nil),               // 29: ridge.pd.v1.PlanSubject
+	(*MakePlanRequest)(nil),           // 30: ridge.pd.v1.MakePlanRequest
+	(*PlannedMove)(nil),               // 31: ridge.pd.v1.PlannedMove
+	(*StoreForecast)(nil),             // 32: ridge.pd.v1.StoreForecast
+	(*Plan)(nil),                      // 33: ridge.pd.v1.Plan
+	(*MakePlanResponse)(nil),          // 34: ridge.pd.v1.MakePlanResponse
+	(*ApplyPlanRequest)(nil),          // 35: ridge.pd.v1.ApplyPlanRequest
+	(*ApplyPlanResponse)(nil),         // 36: ridge.pd.v1.ApplyPlanResponse
+	(*GetPlanProgressRequest)(nil),    // 37: ridge.pd.v1.GetPlanProgressRequest
+	(*GetPlanProgressResponse)(nil),   // 38: ridge.pd.v1.GetPlanProgressResponse
+	(*StopPlanRequest)(nil),           // 39: ridge.pd.v1.StopPlanRequest
+	(*StopPlanResponse)(nil),          // 40: ridge.pd.v1.StopPlanResponse
+	(*PlanProgress)(nil),              // 41: ridge.pd.v1.PlanProgress
+	(*WhatIfRequest)(nil),             // 42: ridge.pd.v1.WhatIfRequest
+	(*WhatIfResponse)(nil),            // 43: ridge.pd.v1.WhatIfResponse
+	nil,                               // 44: ridge.pd.v1.SetSettingsRequest.SetEntry
+	(*RequestHeader)(nil),             // 45: ridge.pd.v1.RequestHeader
+	(*PDError)(nil),                   // 46: ridge.pd.v1.PDError
+	(*Pause)(nil),                     // 47: ridge.pd.v1.Pause
+	(*OperatorInfo)(nil),              // 48: ridge.pd.v1.OperatorInfo
+	(*v1.Store)(nil),                  // 49: ridge.meta.v1.Store
+	(*StoreInfo)(nil),                 // 50: ridge.pd.v1.StoreInfo
+	(*Route)(nil),                     // 51: ridge.pd.v1.Route
+	(*ReplicaHealth)(nil),             // 52: ridge.pd.v1.ReplicaHealth
+	(*Decision)(nil),                  // 53: ridge.pd.v1.Decision
+	(*PlacementRule)(nil),             // 54: ridge.pd.v1.PlacementRule
+	(*v1.Span)(nil),                   // 55: ridge.meta.v1.Span
+	(v1.StoreState)(0),                // 56: ridge.meta.v1.StoreState
 }
 var file_ridge_pd_v1_admin_proto_depIdxs = []int32{
-	37, // 0: ridge.pd.v1.ListSettingsRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	38, // 1: ridge.pd.v1.ListSettingsResponse.error:type_name -> ridge.pd.v1.PDError
-	1,  // 2: ridge.pd.v1.ListSettingsResponse.settings:type_name -> ridge.pd.v1.Setting
-	37, // 3: ridge.pd.v1.SetSettingsRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	36, // 4: ridge.pd.v1.SetSettingsRequest.set:type_name -> ridge.pd.v1.SetSettingsRequest.SetEntry
-	38, // 5: ridge.pd.v1.SetSettingsResponse.error:type_name -> ridge.pd.v1.PDError
-	1,  // 6: ridge.pd.v1.SetSettingsResponse.settings:type_name -> ridge.pd.v1.Setting
-	37, // 7: ridge.pd.v1.GetScheduleRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	38, // 8: ridge.pd.v1.GetScheduleResponse.error:type_name -> ridge.pd.v1.PDError
-	39, // 9: ridge.pd.v1.GetScheduleResponse.pause:type_name -> ridge.pd.v1.Pause
-	37, // 10: ridge.pd.v1.SetScheduleRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	38, // 11: ridge.pd.v1.SetScheduleResponse.error:type_name -> ridge.pd.v1.PDError
-	39, // 12: ridge.pd.v1.SetScheduleResponse.pause:type_name -> ridge.pd.v1.Pause
-	37, // 13: ridge.pd.v1.CancelOperatorRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	38, // 14: ridge.pd.v1.CancelOperatorResponse.error:type_name -> ridge.pd.v1.PDError
-	40, // 15: ridge.pd.v1.CancelOperatorResponse.operator:type_name -> ridge.pd.v1.OperatorInfo
-	37, // 16: ridge.pd.v1.MoveReplicaRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	38, // 17: ridge.pd.v1.MoveReplicaResponse.error:type_name -> ridge.pd.v1.PDError
-	40, // 18: ridge.pd.v1.MoveReplicaResponse.operator:type_name -> ridge.pd.v1.OperatorInfo
-	37, // 19: ridge.pd.v1.MoveLeaderRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	38, // 20: ridge.pd.v1.MoveLeaderResponse.error:type_name -> ridge.pd.v1.PDError
-	40, // 21: ridge.pd.v1.MoveLeaderResponse.operator:type_name -> ridge.pd.v1.OperatorInfo
-	37, // 22: ridge.pd.v1.DrainStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	38, // 23: ridge.pd.v1.DrainStoreResponse.error:type_name -> ridge.pd.v1.PDError
-	41, // 24: ridge.pd.v1.DrainStoreResponse.store:type_name -> ridge.meta.v1.Store
-	37, // 25: ridge.pd.v1.DecommissionStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	38, // 26: ridge.pd.v1.DecommissionStoreResponse.error:type_name -> ridge.pd.v1.PDError
-	41, // 27: ridge.pd.v1.DecommissionStoreResponse.store:type_name -> ridge.meta.v1.Store
-	37, // 28: ridge.pd.v1.ResumeStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	38, // 29: ridge.pd.v1.ResumeStoreResponse.error:type_name -> ridge.pd.v1.PDError
-	41, // 30: ridge.pd.v1.ResumeStoreResponse.store:type_name -> ridge.meta.v1.Store
-	37, // 31: ridge.pd.v1.ForgetStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	38, // 32: ridge.pd.v1.ForgetStoreResponse.error:type_name -> ridge.pd.v1.PDError
-	41, // 33: ridge.pd.v1.ForgetStoreResponse.store:type_name -> ridge.meta.v1.Store
-	37, // 34: ridge.pd.v1.DescribeStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	38, // 35: ridge.pd.v1.DescribeStoreResponse.error:type_name -> ridge.pd.v1.PDError
-	42, // 36: ridge.pd.v1.DescribeStoreResponse.store:type_name -> ridge.pd.v1.StoreInfo
-	24, // 37: ridge.pd.v1.DescribeStoreResponse.blockers:type_name -> ridge.pd.v1.Blocker
-	37, // 38: ridge.pd.v1.ExplainRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	38, // 39: ridge.pd.v1.ExplainResponse.error:type_name -> ridge.pd.v1.PDError
-	43, // 40: ridge.pd.v1.ExplainResponse.route:type_name -> ridge.pd.v1.Route
-	44, // 41: ridge.pd.v1.ExplainResponse.health:type_name -> ridge.pd.v1.ReplicaHealth
-	42, // 42: ridge.pd.v1.ExplainResponse.stores:type_name -> ridge.pd.v1.StoreInfo
-	40, // 43: ridge.pd.v1.ExplainResponse.operators:type_name -> ridge.pd.v1.OperatorInfo
-	24, // 44: ridge.pd.v1.ExplainResponse.blockers:type_name -> ridge.pd.v1.Blocker
-	45, // 45: ridge.pd.v1.ExplainResponse.decisions:type_name -> ridge.pd.v1.Decision
-	39, // 46: ridge.pd.v1.ExplainResponse.pause:type_name -> ridge.pd.v1.Pause
-	46, // 47: ridge.pd.v1.PlanSubject.rule:type_name -> ridge.pd.v1.PlacementRule
-	37, // 48: ridge.pd.v1.MakePlanRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	28, // 49: ridge.pd.v1.MakePlanRequest.subject:type_name -> ridge.pd.v1.PlanSubject
-	47, // 50: ridge.pd.v1.StoreForecast.state:type_name -> ridge.meta.v1.StoreState
-	30, // 51: ridge.pd.v1.Plan.moves:type_name -> ridge.pd.v1.PlannedMove
-	24, // 52: ridge.pd.v1.Plan.blockers:type_name -> ridge.pd.v1.Blocker
-	31, // 53: ridge.pd.v1.Plan.stores:type_name -> ridge.pd.v1.StoreForecast
-	38, // 54: ridge.pd.v1.MakePlanResponse.error:type_name -> ridge.pd.v1.PDError
-	32, // 55: ridge.pd.v1.MakePlanResponse.plan:type_name -> ridge.pd.v1.Plan
-	37, // 56: ridge.pd.v1.WhatIfRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	38, // 57: ridge.pd.v1.WhatIfResponse.error:type_name -> ridge.pd.v1.PDError
-	32, // 58: ridge.pd.v1.WhatIfResponse.plan:type_name -> ridge.pd.v1.Plan
-	24, // 59: ridge.pd.v1.WhatIfResponse.blockers:type_name -> ridge.pd.v1.Blocker
-	0,  // 60: ridge.pd.v1.PDAdminService.ListSettings:input_type -> ridge.pd.v1.ListSettingsRequest
-	3,  // 61: ridge.pd.v1.PDAdminService.SetSettings:input_type -> ridge.pd.v1.SetSettingsRequest
-	5,  // 62: ridge.pd.v1.PDAdminService.GetSchedule:input_type -> ridge.pd.v1.GetScheduleRequest
-	7,  // 63: ridge.pd.v1.PDAdminService.SetSchedule:input_type -> ridge.pd.v1.SetScheduleRequest
-	9,  // 64: ridge.pd.v1.PDAdminService.CancelOperator:input_type -> ridge.pd.v1.CancelOperatorRequest
-	11, // 65: ridge.pd.v1.PDAdminService.MoveReplica:input_type -> ridge.pd.v1.MoveReplicaRequest
-	13, // 66: ridge.pd.v1.PDAdminService.MoveLeader:input_type -> ridge.pd.v1.MoveLeaderRequest
-	15, // 67: ridge.pd.v1.PDAdminService.DrainStore:input_type -> ridge.pd.v1.DrainStoreRequest
-	17, // 68: ridge.pd.v1.PDAdminService.DecommissionStore:input_type -> ridge.pd.v1.DecommissionStoreRequest
-	19, // 69: ridge.pd.v1.PDAdminService.ResumeStore:input_type -> ridge.pd.v1.ResumeStoreRequest
-	21, // 70: ridge.pd.v1.PDAdminService.ForgetStore:input_type -> ridge.pd.v1.ForgetStoreRequest
-	23, // 71: ridge.pd.v1.PDAdminService.DescribeStore:input_type -> ridge.pd.v1.DescribeStoreRequest
-	26, // 72: ridge.pd.v1.PDAdminService.Explain:input_type -> ridge.pd.v1.ExplainRequest
-	29, // 73: ridge.pd.v1.PDAdminService.MakePlan:input_type -> ridge.pd.v1.MakePlanRequest
-	34, // 74: ridge.pd.v1.PDAdminService.WhatIf:input_type -> ridge.pd.v1.WhatIfRequest
-	2,  // 75: ridge.pd.v1.PDAdminService.ListSettings:output_type -> ridge.pd.v1.ListSettingsResponse
-	4,  // 76: ridge.pd.v1.PDAdminService.SetSettings:output_type -> ridge.pd.v1.SetSettingsResponse
-	6,  // 77: ridge.pd.v1.PDAdminService.GetSchedule:output_type -> ridge.pd.v1.GetScheduleResponse
-	8,  // 78: ridge.pd.v1.PDAdminService.SetSchedule:output_type -> ridge.pd.v1.SetScheduleResponse
-	10, // 79: ridge.pd.v1.PDAdminService.CancelOperator:output_type -> ridge.pd.v1.CancelOperatorResponse
-	12, // 80: ridge.pd.v1.PDAdminService.MoveReplica:output_type -> ridge.pd.v1.MoveReplicaResponse
-	14, // 81: ridge.pd.v1.PDAdminService.MoveLeader:output_type -> ridge.pd.v1.MoveLeaderResponse
-	16, // 82: ridge.pd.v1.PDAdminService.DrainStore:output_type -> ridge.pd.v1.DrainStoreResponse
-	18, // 83: ridge.pd.v1.PDAdminService.DecommissionStore:output_type -> ridge.pd.v1.DecommissionStoreResponse
-	20, // 84: ridge.pd.v1.PDAdminService.ResumeStore:output_type -> ridge.pd.v1.ResumeStoreResponse
-	22, // 85: ridge.pd.v1.PDAdminService.ForgetStore:output_type -> ridge.pd.v1.ForgetStoreResponse
-	25, // 86: ridge.pd.v1.PDAdminService.DescribeStore:output_type -> ridge.pd.v1.DescribeStoreResponse
-	27, // 87: ridge.pd.v1.PDAdminService.Explain:output_type -> ridge.pd.v1.ExplainResponse
-	33, // 88: ridge.pd.v1.PDAdminService.MakePlan:output_type -> ridge.pd.v1.MakePlanResponse
-	35, // 89: ridge.pd.v1.PDAdminService.WhatIf:output_type -> ridge.pd.v1.WhatIfResponse
-	75, // [75:90] is the sub-list for method output_type
-	60, // [60:75] is the sub-list for method input_type
-	60, // [60:60] is the sub-list for extension type_name
-	60, // [60:60] is the sub-list for extension extendee
-	0,  // [0:60] is the sub-list for field type_name
+	45, // 0: ridge.pd.v1.ListSettingsRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	46, // 1: ridge.pd.v1.ListSettingsResponse.error:type_name -> ridge.pd.v1.PDError
+	2,  // 2: ridge.pd.v1.ListSettingsResponse.settings:type_name -> ridge.pd.v1.Setting
+	45, // 3: ridge.pd.v1.SetSettingsRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	44, // 4: ridge.pd.v1.SetSettingsRequest.set:type_name -> ridge.pd.v1.SetSettingsRequest.SetEntry
+	46, // 5: ridge.pd.v1.SetSettingsResponse.error:type_name -> ridge.pd.v1.PDError
+	2,  // 6: ridge.pd.v1.SetSettingsResponse.settings:type_name -> ridge.pd.v1.Setting
+	45, // 7: ridge.pd.v1.GetScheduleRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	46, // 8: ridge.pd.v1.GetScheduleResponse.error:type_name -> ridge.pd.v1.PDError
+	47, // 9: ridge.pd.v1.GetScheduleResponse.pause:type_name -> ridge.pd.v1.Pause
+	45, // 10: ridge.pd.v1.SetScheduleRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	46, // 11: ridge.pd.v1.SetScheduleResponse.error:type_name -> ridge.pd.v1.PDError
+	47, // 12: ridge.pd.v1.SetScheduleResponse.pause:type_name -> ridge.pd.v1.Pause
+	45, // 13: ridge.pd.v1.CancelOperatorRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	46, // 14: ridge.pd.v1.CancelOperatorResponse.error:type_name -> ridge.pd.v1.PDError
+	48, // 15: ridge.pd.v1.CancelOperatorResponse.operator:type_name -> ridge.pd.v1.OperatorInfo
+	45, // 16: ridge.pd.v1.MoveReplicaRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	46, // 17: ridge.pd.v1.MoveReplicaResponse.error:type_name -> ridge.pd.v1.PDError
+	48, // 18: ridge.pd.v1.MoveReplicaResponse.operator:type_name -> ridge.pd.v1.OperatorInfo
+	45, // 19: ridge.pd.v1.MoveLeaderRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	46, // 20: ridge.pd.v1.MoveLeaderResponse.error:type_name -> ridge.pd.v1.PDError
+	48, // 21: ridge.pd.v1.MoveLeaderResponse.operator:type_name -> ridge.pd.v1.OperatorInfo
+	45, // 22: ridge.pd.v1.DrainStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	46, // 23: ridge.pd.v1.DrainStoreResponse.error:type_name -> ridge.pd.v1.PDError
+	49, // 24: ridge.pd.v1.DrainStoreResponse.store:type_name -> ridge.meta.v1.Store
+	45, // 25: ridge.pd.v1.DecommissionStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	46, // 26: ridge.pd.v1.DecommissionStoreResponse.error:type_name -> ridge.pd.v1.PDError
+	49, // 27: ridge.pd.v1.DecommissionStoreResponse.store:type_name -> ridge.meta.v1.Store
+	45, // 28: ridge.pd.v1.ResumeStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	46, // 29: ridge.pd.v1.ResumeStoreResponse.error:type_name -> ridge.pd.v1.PDError
+	49, // 30: ridge.pd.v1.ResumeStoreResponse.store:type_name -> ridge.meta.v1.Store
+	45, // 31: ridge.pd.v1.ForgetStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	46, // 32: ridge.pd.v1.ForgetStoreResponse.error:type_name -> ridge.pd.v1.PDError
+	49, // 33: ridge.pd.v1.ForgetStoreResponse.store:type_name -> ridge.meta.v1.Store
+	45, // 34: ridge.pd.v1.DescribeStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	46, // 35: ridge.pd.v1.DescribeStoreResponse.error:type_name -> ridge.pd.v1.PDError
+	50, // 36: ridge.pd.v1.DescribeStoreResponse.store:type_name -> ridge.pd.v1.StoreInfo
+	25, // 37: ridge.pd.v1.DescribeStoreResponse.blockers:type_name -> ridge.pd.v1.Blocker
+	45, // 38: ridge.pd.v1.ExplainRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	46, // 39: ridge.pd.v1.ExplainResponse.error:type_name -> ridge.pd.v1.PDError
+	51, // 40: ridge.pd.v1.ExplainResponse.route:type_name -> ridge.pd.v1.Route
+	52, // 41: ridge.pd.v1.ExplainResponse.health:type_name -> ridge.pd.v1.ReplicaHealth
+	50, // 42: ridge.pd.v1.ExplainResponse.stores:type_name -> ridge.pd.v1.StoreInfo
+	48, // 43: ridge.pd.v1.ExplainResponse.operators:type_name -> ridge.pd.v1.OperatorInfo
+	25, // 44: ridge.pd.v1.ExplainResponse.blockers:type_name -> ridge.pd.v1.Blocker
+	53, // 45: ridge.pd.v1.ExplainResponse.decisions:type_name -> ridge.pd.v1.Decision
+	47, // 46: ridge.pd.v1.ExplainResponse.pause:type_name -> ridge.pd.v1.Pause
+	54, // 47: ridge.pd.v1.PlanSubject.rule:type_name -> ridge.pd.v1.PlacementRule
+	55, // 48: ridge.pd.v1.PlanSubject.scatter:type_name -> ridge.meta.v1.Span
+	45, // 49: ridge.pd.v1.MakePlanRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	29, // 50: ridge.pd.v1.MakePlanRequest.subject:type_name -> ridge.pd.v1.PlanSubject
+	56, // 51: ridge.pd.v1.StoreForecast.state:type_name -> ridge.meta.v1.StoreState
+	31, // 52: ridge.pd.v1.Plan.moves:type_name -> ridge.pd.v1.PlannedMove
+	25, // 53: ridge.pd.v1.Plan.blockers:type_name -> ridge.pd.v1.Blocker
+	32, // 54: ridge.pd.v1.Plan.stores:type_name -> ridge.pd.v1.StoreForecast
+	46, // 55: ridge.pd.v1.MakePlanResponse.error:type_name -> ridge.pd.v1.PDError
+	33, // 56: ridge.pd.v1.MakePlanResponse.plan:type_name -> ridge.pd.v1.Plan
+	45, // 57: ridge.pd.v1.ApplyPlanRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	46, // 58: ridge.pd.v1.ApplyPlanResponse.error:type_name -> ridge.pd.v1.PDError
+	41, // 59: ridge.pd.v1.ApplyPlanResponse.progress:type_name -> ridge.pd.v1.PlanProgress
+	45, // 60: ridge.pd.v1.GetPlanProgressRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	46, // 61: ridge.pd.v1.GetPlanProgressResponse.error:type_name -> ridge.pd.v1.PDError
+	41, // 62: ridge.pd.v1.GetPlanProgressResponse.progress:type_name -> ridge.pd.v1.PlanProgress
+	45, // 63: ridge.pd.v1.StopPlanRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	46, // 64: ridge.pd.v1.StopPlanResponse.error:type_name -> ridge.pd.v1.PDError
+	41, // 65: ridge.pd.v1.StopPlanResponse.progress:type_name -> ridge.pd.v1.PlanProgress
+	0,  // 66: ridge.pd.v1.PlanProgress.state:type_name -> ridge.pd.v1.PlanState
+	45, // 67: ridge.pd.v1.WhatIfRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	46, // 68: ridge.pd.v1.WhatIfResponse.error:type_name -> ridge.pd.v1.PDError
+	33, // 69: ridge.pd.v1.WhatIfResponse.plan:type_name -> ridge.pd.v1.Plan
+	25, // 70: ridge.pd.v1.WhatIfResponse.blockers:type_name -> ridge.pd.v1.Blocker
+	1,  // 71: ridge.pd.v1.PDAdminService.ListSettings:input_type -> ridge.pd.v1.ListSettingsRequest
+	4,  // 72: ridge.pd.v1.PDAdminService.SetSettings:input_type -> ridge.pd.v1.SetSettingsRequest
+	6,  // 73: ridge.pd.v1.PDAdminService.GetSchedule:input_type -> ridge.pd.v1.GetScheduleRequest
+	8,  // 74: ridge.pd.v1.PDAdminService.SetSchedule:input_type -> ridge.pd.v1.SetScheduleRequest
+	10, // 75: ridge.pd.v1.PDAdminService.CancelOperator:input_type -> ridge.pd.v1.CancelOperatorRequest
+	12, // 76: ridge.pd.v1.PDAdminService.MoveReplica:input_type -> ridge.pd.v1.MoveReplicaRequest
+	14, // 77: ridge.pd.v1.PDAdminService.MoveLeader:input_type -> ridge.pd.v1.MoveLeaderRequest
+	16, // 78: ridge.pd.v1.PDAdminService.DrainStore:input_type -> ridge.pd.v1.DrainStoreRequest
+	18, // 79: ridge.pd.v1.PDAdminService.DecommissionStore:input_type -> ridge.pd.v1.DecommissionStoreRequest
+	20, // 80: ridge.pd.v1.PDAdminService.ResumeStore:input_type -> ridge.pd.v1.ResumeStoreRequest
+	22, // 81: ridge.pd.v1.PDAdminService.ForgetStore:input_type -> ridge.pd.v1.ForgetStoreRequest
+	24, // 82: ridge.pd.v1.PDAdminService.DescribeStore:input_type -> ridge.pd.v1.DescribeStoreRequest
+	27, // 83: ridge.pd.v1.PDAdminService.Explain:input_type -> ridge.pd.v1.ExplainRequest
+	30, // 84: ridge.pd.v1.PDAdminService.MakePlan:input_type -> ridge.pd.v1.MakePlanRequest
+	35, // 85: ridge.pd.v1.PDAdminService.ApplyPlan:input_type -> ridge.pd.v1.ApplyPlanRequest
+	37, // 86: ridge.pd.v1.PDAdminService.GetPlanProgress:input_type -> ridge.pd.v1.GetPlanProgressRequest
+	39, // 87: ridge.pd.v1.PDAdminService.StopPlan:input_type -> ridge.pd.v1.StopPlanRequest
+	42, // 88: ridge.pd.v1.PDAdminService.WhatIf:input_type -> ridge.pd.v1.WhatIfRequest
+	3,  // 89: ridge.pd.v1.PDAdminService.ListSettings:output_type -> ridge.pd.v1.ListSettingsResponse
+	5,  // 90: ridge.pd.v1.PDAdminService.SetSettings:output_type -> ridge.pd.v1.SetSettingsResponse
+	7,  // 91: ridge.pd.v1.PDAdminService.GetSchedule:output_type -> ridge.pd.v1.GetScheduleResponse
+	9,  // 92: ridge.pd.v1.PDAdminService.SetSchedule:output_type -> ridge.pd.v1.SetScheduleResponse
+	11, // 93: ridge.pd.v1.PDAdminService.CancelOperator:output_type -> ridge.pd.v1.CancelOperatorResponse
+	13, // 94: ridge.pd.v1.PDAdminService.MoveReplica:output_type -> ridge.pd.v1.MoveReplicaResponse
+	15, // 95: ridge.pd.v1.PDAdminService.MoveLeader:output_type -> ridge.pd.v1.MoveLeaderResponse
+	17, // 96: ridge.pd.v1.PDAdminService.DrainStore:output_type -> ridge.pd.v1.DrainStoreResponse
+	19, // 97: ridge.pd.v1.PDAdminService.DecommissionStore:output_type -> ridge.pd.v1.DecommissionStoreResponse
+	21, // 98: ridge.pd.v1.PDAdminService.ResumeStore:output_type -> ridge.pd.v1.ResumeStoreResponse
+	23, // 99: ridge.pd.v1.PDAdminService.ForgetStore:output_type -> ridge.pd.v1.ForgetStoreResponse
+	26, // 100: ridge.pd.v1.PDAdminService.DescribeStore:output_type -> ridge.pd.v1.DescribeStoreResponse
+	28, // 101: ridge.pd.v1.PDAdminService.Explain:output_type -> ridge.pd.v1.ExplainResponse
+	34, // 102: ridge.pd.v1.PDAdminService.MakePlan:output_type -> ridge.pd.v1.MakePlanResponse
+	36, // 103: ridge.pd.v1.PDAdminService.ApplyPlan:output_type -> ridge.pd.v1.ApplyPlanResponse
+	38, // 104: ridge.pd.v1.PDAdminService.GetPlanProgress:output_type -> ridge.pd.v1.GetPlanProgressResponse
+	40, // 105: ridge.pd.v1.PDAdminService.StopPlan:output_type -> ridge.pd.v1.StopPlanResponse
+	43, // 106: ridge.pd.v1.PDAdminService.WhatIf:output_type -> ridge.pd.v1.WhatIfResponse
+	89, // [89:107] is the sub-list for method output_type
+	71, // [71:89] is the sub-list for method input_type
+	71, // [71:71] is the sub-list for extension type_name
+	71, // [71:71] is the sub-list for extension extendee
+	0,  // [0:71] is the sub-list for field type_name
 }
 
 func init() { file_ridge_pd_v1_admin_proto_init() }
@@ -2909,19 +3491,21 @@ func file_ridge_pd_v1_admin_proto_init() {
 		(*PlanSubject_DecommissionStoreId)(nil),
 		(*PlanSubject_Balance)(nil),
 		(*PlanSubject_Rule)(nil),
+		(*PlanSubject_Scatter)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ridge_pd_v1_admin_proto_rawDesc), len(file_ridge_pd_v1_admin_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   37,
+			NumEnums:      1,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_ridge_pd_v1_admin_proto_goTypes,
 		DependencyIndexes: file_ridge_pd_v1_admin_proto_depIdxs,
+		EnumInfos:         file_ridge_pd_v1_admin_proto_enumTypes,
 		MessageInfos:      file_ridge_pd_v1_admin_proto_msgTypes,
 	}.Build()
 	File_ridge_pd_v1_admin_proto = out.File

@@ -33,6 +33,9 @@ const (
 	PDAdminService_DescribeStore_FullMethodName     = "/ridge.pd.v1.PDAdminService/DescribeStore"
 	PDAdminService_Explain_FullMethodName           = "/ridge.pd.v1.PDAdminService/Explain"
 	PDAdminService_MakePlan_FullMethodName          = "/ridge.pd.v1.PDAdminService/MakePlan"
+	PDAdminService_ApplyPlan_FullMethodName         = "/ridge.pd.v1.PDAdminService/ApplyPlan"
+	PDAdminService_GetPlanProgress_FullMethodName   = "/ridge.pd.v1.PDAdminService/GetPlanProgress"
+	PDAdminService_StopPlan_FullMethodName          = "/ridge.pd.v1.PDAdminService/StopPlan"
 	PDAdminService_WhatIf_FullMethodName            = "/ridge.pd.v1.PDAdminService/WhatIf"
 )
 
@@ -70,6 +73,14 @@ type PDAdminServiceClient interface {
 	// MakePlan runs the planners on a picture of this cluster until they want
 	// nothing more. It changes nothing.
 	MakePlan(ctx context.Context, in *MakePlanRequest, opts ...grpc.CallOption) (*MakePlanResponse, error)
+	// ApplyPlan carries a plan out that this PD has made: its operators, and no
+	// others. It is refused when something is not any more as the plan found it.
+	// The same call again tells how far it is.
+	ApplyPlan(ctx context.Context, in *ApplyPlanRequest, opts ...grpc.CallOption) (*ApplyPlanResponse, error)
+	// GetPlanProgress tells how far a plan is; StopPlan begins no more of its
+	// operators.
+	GetPlanProgress(ctx context.Context, in *GetPlanProgressRequest, opts ...grpc.CallOption) (*GetPlanProgressResponse, error)
+	StopPlan(ctx context.Context, in *StopPlanRequest, opts ...grpc.CallOption) (*StopPlanResponse, error)
 	// WhatIf tells what the loss of stores would mean. It changes nothing.
 	WhatIf(ctx context.Context, in *WhatIfRequest, opts ...grpc.CallOption) (*WhatIfResponse, error)
 }
@@ -222,6 +233,36 @@ func (c *pDAdminServiceClient) MakePlan(ctx context.Context, in *MakePlanRequest
 	return out, nil
 }
 
+func (c *pDAdminServiceClient) ApplyPlan(ctx context.Context, in *ApplyPlanRequest, opts ...grpc.CallOption) (*ApplyPlanResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ApplyPlanResponse)
+	err := c.cc.Invoke(ctx, PDAdminService_ApplyPlan_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pDAdminServiceClient) GetPlanProgress(ctx context.Context, in *GetPlanProgressRequest, opts ...grpc.CallOption) (*GetPlanProgressResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetPlanProgressResponse)
+	err := c.cc.Invoke(ctx, PDAdminService_GetPlanProgress_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pDAdminServiceClient) StopPlan(ctx context.Context, in *StopPlanRequest, opts ...grpc.CallOption) (*StopPlanResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StopPlanResponse)
+	err := c.cc.Invoke(ctx, PDAdminService_StopPlan_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *pDAdminServiceClient) WhatIf(ctx context.Context, in *WhatIfRequest, opts ...grpc.CallOption) (*WhatIfResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(WhatIfResponse)
@@ -266,6 +307,14 @@ type PDAdminServiceServer interface {
 	// MakePlan runs the planners on a picture of this cluster until they want
 	// nothing more. It changes nothing.
 	MakePlan(context.Context, *MakePlanRequest) (*MakePlanResponse, error)
+	// ApplyPlan carries a plan out that this PD has made: its operators, and no
+	// others. It is refused when something is not any more as the plan found it.
+	// The same call again tells how far it is.
+	ApplyPlan(context.Context, *ApplyPlanRequest) (*ApplyPlanResponse, error)
+	// GetPlanProgress tells how far a plan is; StopPlan begins no more of its
+	// operators.
+	GetPlanProgress(context.Context, *GetPlanProgressRequest) (*GetPlanProgressResponse, error)
+	StopPlan(context.Context, *StopPlanRequest) (*StopPlanResponse, error)
 	// WhatIf tells what the loss of stores would mean. It changes nothing.
 	WhatIf(context.Context, *WhatIfRequest) (*WhatIfResponse, error)
 	mustEmbedUnimplementedPDAdminServiceServer()
@@ -319,6 +368,15 @@ func (UnimplementedPDAdminServiceServer) Explain(context.Context, *ExplainReques
 }
 func (UnimplementedPDAdminServiceServer) MakePlan(context.Context, *MakePlanRequest) (*MakePlanResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method MakePlan not implemented")
+}
+func (UnimplementedPDAdminServiceServer) ApplyPlan(context.Context, *ApplyPlanRequest) (*ApplyPlanResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ApplyPlan not implemented")
+}
+func (UnimplementedPDAdminServiceServer) GetPlanProgress(context.Context, *GetPlanProgressRequest) (*GetPlanProgressResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetPlanProgress not implemented")
+}
+func (UnimplementedPDAdminServiceServer) StopPlan(context.Context, *StopPlanRequest) (*StopPlanResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method StopPlan not implemented")
 }
 func (UnimplementedPDAdminServiceServer) WhatIf(context.Context, *WhatIfRequest) (*WhatIfResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method WhatIf not implemented")
@@ -596,6 +654,60 @@ func _PDAdminService_MakePlan_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PDAdminService_ApplyPlan_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ApplyPlanRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PDAdminServiceServer).ApplyPlan(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PDAdminService_ApplyPlan_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PDAdminServiceServer).ApplyPlan(ctx, req.(*ApplyPlanRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PDAdminService_GetPlanProgress_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetPlanProgressRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PDAdminServiceServer).GetPlanProgress(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PDAdminService_GetPlanProgress_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PDAdminServiceServer).GetPlanProgress(ctx, req.(*GetPlanProgressRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PDAdminService_StopPlan_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StopPlanRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PDAdminServiceServer).StopPlan(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PDAdminService_StopPlan_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PDAdminServiceServer).StopPlan(ctx, req.(*StopPlanRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _PDAdminService_WhatIf_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(WhatIfRequest)
 	if err := dec(in); err != nil {
@@ -676,6 +788,18 @@ var PDAdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "MakePlan",
 			Handler:    _PDAdminService_MakePlan_Handler,
+		},
+		{
+			MethodName: "ApplyPlan",
+			Handler:    _PDAdminService_ApplyPlan_Handler,
+		},
+		{
+			MethodName: "GetPlanProgress",
+			Handler:    _PDAdminService_GetPlanProgress_Handler,
+		},
+		{
+			MethodName: "StopPlan",
+			Handler:    _PDAdminService_StopPlan_Handler,
 		},
 		{
 			MethodName: "WhatIf",

@@ -17,7 +17,9 @@ func newPlan() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "plan", Short: "Show what PD would do, without doing it", RunE: needSubcommand,
 		Long: `Show what PD would do. The planners that place replicas are run on a picture of this
-cluster until they want nothing more; nothing is changed.`,
+cluster until they want nothing more; nothing is changed. With --apply exactly the
+moves that are shown are then carried out, under the limits; as soon as something is
+not as the plan found it, no more of them begin.`,
 	}
 	cmd.AddCommand(
 		newPlanOf("drain STORE", "What draining a store would move", func(n uint64) *pdpb.PlanSubject {
@@ -32,7 +34,7 @@ cluster until they want nothing more; nothing is changed.`,
 		newPlanOf("balance", "What balancing would move", func(uint64) *pdpb.PlanSubject {
 			return &pdpb.PlanSubject{Subject: &pdpb.PlanSubject_Balance{Balance: true}}
 		}),
-		newPlanRule(),
+		newPlanRule(), newPlanStatus(), newPlanStop(),
 	)
 	return cmd
 }
@@ -44,6 +46,7 @@ func newPlanOf(use, short string, subject func(n uint64) *pdpb.PlanSubject) *cob
 		cmd.Args = cobra.ExactArgs(1)
 	}
 	limit := cmd.Flags().Int("limit", 20, "how many moves the table shows; JSON has all")
+	apply := cmd.Flags().Bool("apply", false, "carry the plan out, showing progress")
 	return c.add(cmd, func(cmd *cobra.Command, args []string) error {
 		n := uint64(0)
 		if len(args) > 0 {
@@ -52,16 +55,7 @@ func newPlanOf(use, short string, subject func(n uint64) *pdpb.PlanSubject) *cob
 				return err
 			}
 		}
-		return c.withPD(cmd, func(ctx context.Context, pd *pdclient.Client) error {
-			r, err := pd.MakePlan(ctx, subject(n))
-			if err != nil {
-				return err
-			}
-			if c.json() {
-				return c.object(cmd.OutOrStdout(), planObject(r.GetPlan()))
-			}
-			return c.plan(cmd, r.GetPlan(), *limit)
-		})
+		return c.makePlan(cmd, subject(n), *limit, *apply)
 	})
 }
 

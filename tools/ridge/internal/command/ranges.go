@@ -23,7 +23,7 @@ func newRange() *cobra.Command {
 		Use: "range", Short: "Look at ranges, split and move them", RunE: needSubcommand,
 	}
 	cmd.AddCommand(newRangeList(), newRangeShow(), newRangeSplit(), newRangeMove(),
-		newRangeTransferLeader())
+		newRangeTransferLeader(), newRangeScatter())
 	return cmd
 }
 
