@@ -77,7 +77,7 @@ type Options struct {
 	// balancing begins. Default 5. Less moves more data for less.
 	TolerancePercent int
 	// SplitLoadOps is the load, in operations per second, from which a range is
-	// split. Default 0: ranges are split by size alone.
+	// split. 0: ranges are split by size alone. `ridge pd` gives 25,000.
 	SplitLoadOps uint64
 
 	// Version is the version of the binary, shown by Status.

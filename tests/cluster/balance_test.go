@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -103,4 +105,53 @@ func uneven(have map[uint64]int, stores, total int) string {
 		return fmt.Sprintf("%v, on %d stores", have, len(have))
 	}
 	return ""
+}
+
+// TestHotSpan: a span that bears too much is divided by the keys that are asked
+// for, its leaders spread over more than one store, and no write is lost. One key
+// that bears too much is named and not divided.
+func TestHotSpan(t *testing.T) {
+	c := harness.New(t, harness.Options{
+		PDFlags: []string{"--split-load=200"},
+	})
+	kv := c.Client(t)
+	l := startLoad(t, kv, "load/", 8)
+	began := time.Now()
+	harness.Must(t, harness.Eventually(t.Context(), 40*time.Second, "leaders on several stores",
+		func(ctx context.Context) error {
+			routes, err := c.Routes(ctx)
+			if err != nil {
+				return err
+			}
+			leaders := map[uint64]int{}
+			for _, r := range routes {
+				leaders[r.GetLeader().GetStoreId()]++
+			}
+			if len(routes) < 2 || len(leaders) < 2 {
+				return fmt.Errorf("%d ranges, leaders %v", len(routes), leaders)
+			}
+			return nil
+		}))
+	t.Logf("divided and spread after %s", time.Since(began).Round(time.Millisecond))
+	l.verify(t)
+	hot := []byte("one key")
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	for range 8 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				_, _ = kv.Put(ctx, hot, []byte("x"))
+			}
+		})
+	}
+	harness.Must(t, harness.Eventually(t.Context(), 40*time.Second, "the hot key is named",
+		func(ctx context.Context) error {
+			out, err := c.Ridge(ctx, "", "why", "range", string(hot))
+			if err == nil && !strings.Contains(out.String(), "a key cannot be divided") {
+				err = fmt.Errorf("%s", out)
+			}
+			return err
+		}))
 }

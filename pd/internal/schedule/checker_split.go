@@ -40,9 +40,9 @@ func (p *Planner) checkLoad(r *topology.Range) (*operator.Operator, Verdict) {
 	if p.v.SplitLoadOps == 0 || load < p.v.SplitLoadOps {
 		return nil, Verdict{}
 	}
-	key := r.Report.GetLoadSplitKey()
+	key, span := r.Report.GetLoadSplitKey(), keys.FromProto(r.Range.GetSpan())
 	switch {
-	case len(key) > 0:
+	case len(key) > 0 && span.Contains(key) && !bytes.Equal(key, span.Start):
 		return divide.operator(fmt.Sprintf("%d operations/s, the limit is %d", load,
 			p.v.SplitLoadOps), SplitSteps(r, bytes.Clone(key))), Verdict{}
 	case len(r.Report.GetHotKey()) > 0:

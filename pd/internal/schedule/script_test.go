@@ -24,7 +24,7 @@ var now = time.Unix(1_700_000_000, 0)
 
 // TestScripts runs testdata/*.txt. Run with -rewrite to accept what it prints.
 //
-//	stores [replicas=3] [split=1000]    one store per line: id state [since=] [disk=] [ranges=]
+//	stores [replicas=3] [split=1000] [load=0]    one store per line: id state [since=] [disk=] [ranges=]
 //	check                               one range per line; prints what is wanted
 //	settle                              one range; plans are carried out until none is left
 func TestScripts(t *testing.T) {
@@ -132,10 +132,12 @@ func readStores(t *testing.T, d *datadriven.TestData) topology.View {
 	replicas, split := 3, 1000
 	d.MaybeScanArgs(t, "replicas", &replicas)
 	d.MaybeScanArgs(t, "split", &split)
+	load := 0
+	d.MaybeScanArgs(t, "load", &load)
 	v := topology.View{
 		Now: now, DownAfter: 5 * time.Minute, SilentAfter: 5 * time.Second,
 		MissingAfter: time.Minute, StaleAfter: 5 * time.Minute,
-		Replicas: replicas, SplitSizeBytes: uint64(split),
+		Replicas: replicas, SplitSizeBytes: uint64(split), SplitLoadOps: uint64(load),
 	}
 	for line := range strings.Lines(d.Input) {
 		words := strings.Fields(line)
@@ -179,7 +181,7 @@ func number(t *testing.T, s string) uint64 {
 }
 
 // readRange reads "range 7 voters=1,2 learners=3 leader=1 size=5 poisoned=2
-// missing=2 lost=2 lagging=3 unborn silent since=1h". Replicas are named by
+// missing=2 lost=2 lagging=3 unborn silent since=1h load=9 halved-at=k hot=k:60". Replicas are named by
 // their stores; missing is by the leader's word, lost by that of the store.
 func readRange(t *testing.T, line string) *topology.Range {
 	words := strings.Fields(line)
@@ -229,6 +231,13 @@ func readWord(t *testing.T, r *topology.Range, key, value string, ids []uint64) 
 		r.Leader = &metapb.Leader{ReplicaId: 100 + ids[0], StoreId: ids[0]}
 	case "size":
 		r.Report.SizeBytes = ids[0]
+	case "load":
+		r.Report.ReadRate, r.Report.WriteRate = ids[0]/2, ids[0]-ids[0]/2
+	case "halved-at":
+		r.Report.LoadSplitKey = []byte(value)
+	case "hot":
+		key, percent, _ := strings.Cut(value, ":")
+		r.Report.HotKey, r.Report.HotKeyPercent = []byte(key), uint32(number(t, percent))
 	case "keys":
 		r.Report.KeyCount = ids[0]
 	case "unborn":

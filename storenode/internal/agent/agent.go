@@ -65,6 +65,17 @@ type Leaseholder interface {
 	Stats(rangeID uint64) evaluate.Stats
 }
 
+// Sampler tells where in its span the load of a range falls.
+type Sampler interface {
+	LoadOf(rangeID uint64) evaluate.Load
+}
+
+// Evaluator is all of evaluate that the agent uses.
+type Evaluator interface {
+	Leaseholder
+	Sampler
+}
+
 // Options are the intervals of the agent.
 type Options struct {
 	// HeartbeatInterval, RangeHeartbeatInterval, PingInterval and SilenceAfter
@@ -89,7 +100,7 @@ type Deps struct {
 	Engine    *engine.Engine
 	Catalog   *catalog.Catalog
 	Host      Host
-	Evaluator Leaseholder
+	Evaluator Evaluator
 	// Images bounds the range images sent here, at the rate PD asks for.
 	Images *rate.Limiter
 }

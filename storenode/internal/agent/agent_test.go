@@ -137,6 +137,8 @@ func (f fakeLeaseholder) PrepareTransfer(context.Context, uint64) error {
 
 func (f fakeLeaseholder) Leaseholder(uint64) bool { return true }
 
+func (f fakeLeaseholder) LoadOf(uint64) evaluate.Load { return evaluate.Load{} }
+
 func (f fakeLeaseholder) Stats(uint64) evaluate.Stats { return evaluate.Stats{ReadOps: 3} }
 
 // peer is the StoreService of store 2: its replica 2 follows closely.

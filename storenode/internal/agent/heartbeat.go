@@ -136,8 +136,8 @@ func (a *Agent) storeReport() *pdpb.StoreHeartbeatRequest {
 		counters[r.RangeID()] = ops
 	}
 	a.rates.take(counters, time.Now())
-	for id := range counters {
-		read, write := a.rates.of(id)
+	for id, c := range counters {
+		read, write := a.rates.of(id, c.SpanEpoch)
 		stats.ReadRate, stats.WriteRate = stats.ReadRate+read, stats.WriteRate+write
 	}
 	return &pdpb.StoreHeartbeatRequest{

@@ -42,7 +42,7 @@ func (r *rates) take(counters map[uint64]evaluate.Stats, now time.Time) {
 		old, ok := r.mu.known[id]
 		passed := now.Sub(old.at).Seconds()
 		switch {
-		case !ok || c.ReadOps < old.seen.ReadOps || c.WriteOps < old.seen.WriteOps:
+		case !ok || c.SpanEpoch != old.seen.SpanEpoch || c.ReadOps < old.seen.ReadOps || c.WriteOps < old.seen.WriteOps:
 			next[id] = opRate{at: now, seen: c}
 			continue
 		case passed <= 0:
@@ -61,10 +61,14 @@ func (r *rates) take(counters map[uint64]evaluate.Stats, now time.Time) {
 	r.mu.known = next
 }
 
-// of returns the operations per second of a range.
-func (r *rates) of(rangeID uint64) (read, write uint64) {
+// of returns the operations per second of a range. Of another span than was
+// counted nothing is known: half of a split does not bear what the whole bore.
+func (r *rates) of(rangeID, spanEpoch uint64) (read, write uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	k := r.mu.known[rangeID]
+	if k.seen.SpanEpoch != spanEpoch {
+		return 0, 0
+	}
 	return uint64(k.read), uint64(k.write)
 }

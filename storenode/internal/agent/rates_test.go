@@ -15,7 +15,7 @@ func TestRates(t *testing.T) {
 		now = now.Add(time.Second)
 		c.ReadOps, c.WriteOps = c.ReadOps+reads, c.WriteOps+writes
 		r.take(map[uint64]evaluate.Stats{7: c}, now)
-		return r.of(7)
+		return r.of(7, c.SpanEpoch)
 	}
 	var read, write uint64
 	for range 60 {
@@ -34,6 +34,19 @@ func TestRates(t *testing.T) {
 	c = evaluate.Stats{}
 	if read, write = step(0, 0); read != 0 || write != 0 {
 		t.Fatalf("%d, %d after the counters began anew", read, write)
+	}
+	for range 5 {
+		step(1000, 0)
+	}
+	if read, _ = r.of(7, 1); read != 0 {
+		t.Fatalf("half of a split is told to bear %d", read)
+	}
+	c.SpanEpoch = 1
+	if read, _ = step(1000, 0); read != 0 {
+		t.Fatalf("half of a split bears %d at once", read)
+	}
+	if read, _ = step(1000, 0); read == 0 {
+		t.Fatal("half of a split bears nothing")
 	}
 	r.take(nil, now)
 	if len(r.mu.known) != 0 {

@@ -34,6 +34,8 @@ type mark struct {
 	sizeStep, keysSeen uint64
 	// load is the order of magnitude of the load: a change of it is worth a report.
 	load int
+	// over: it bears more than PD wants of one range; and what is known of where.
+	over, divisible, hot bool
 }
 
 // reports keeps a stream to PD open: reports up, orders down.
@@ -169,8 +171,12 @@ func (a *Agent) markOf(r *catalog.Replica) mark {
 				m.lagging |= 1 << (i % 64)
 			}
 		}
-		read, write := a.rates.of(r.RangeID())
+		read, write := a.rates.of(r.RangeID(), s.SpanEpoch())
 		m.load = bits.Len64((read + write) / 128)
+		if m.over = a.over(read + write); m.over {
+			l := a.d.Evaluator.LoadOf(r.RangeID())
+			m.divisible, m.hot = l.SplitKey != nil, l.HotKey != nil
+		}
 		size, keyCount, known := a.sizes.estimate(r)
 		if known {
 			m.sizeStep = 1 + size/max(a.splitSize()/16, 1)
@@ -216,7 +222,11 @@ func (a *Agent) rangeReport(r *catalog.Replica) *pdpb.RangeReport {
 		ReadOps: ops.ReadOps, WriteOps: ops.WriteOps,
 		HasUnbornChildren: len(s.Unborn()) > 0, AppliedIndex: applied.Index,
 	}
-	m.ReadRate, m.WriteRate = a.rates.of(r.RangeID())
+	m.ReadRate, m.WriteRate = a.rates.of(r.RangeID(), s.SpanEpoch())
+	if a.over(m.GetReadRate() + m.GetWriteRate()) {
+		l := a.d.Evaluator.LoadOf(r.RangeID())
+		m.LoadSplitKey, m.HotKey, m.HotKeyPercent = l.SplitKey, l.HotKey, uint32(l.HotKeyPercent)
+	}
 	m.SizeBytes, m.KeyCount, _ = a.sizes.estimate(r)
 	for _, p := range m.GetRange().GetReplicas() {
 		h := &pdpb.ReplicaHealth{ReplicaId: p.GetReplicaId()}
@@ -228,6 +238,12 @@ func (a *Agent) rangeReport(r *catalog.Replica) *pdpb.RangeReport {
 		m.Health = append(m.Health, h)
 	}
 	return m
+}
+
+// over reports whether PD divides a range that bears so many operations a second.
+func (a *Agent) over(ops uint64) bool {
+	limit := a.config.Load().GetSplitLoadOps()
+	return limit > 0 && ops >= limit
 }
 
 func leaderProto(l raft.Leader) *metapb.Leader {

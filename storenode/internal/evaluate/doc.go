@@ -83,6 +83,12 @@
 // answered by any replica whose newest applied commit is young enough, since all
 // it lacks lies above; otherwise it asks the quorum too.
 //
+// # Samples
+//
+// Of the keys that requests name one of 64 is kept for a while, so that a range
+// that bears too much can be divided where its load is halved. It is a hint, and
+// the lock that guards it is only tried: whoever does not get it drops the sample.
+//
 // # Waiting
 //
 // Every queue has a bound and answers Busy: the writes of a range by count and

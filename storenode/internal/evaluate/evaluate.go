@@ -75,7 +75,11 @@ type Deps struct {
 }
 
 // Stats counts what was answered for a range since the process started.
-type Stats struct{ ReadOps, WriteOps uint64 }
+type Stats struct {
+	ReadOps, WriteOps uint64
+	// SpanEpoch is of the span that the range has now.
+	SpanEpoch uint64
+}
 
 // Evaluator answers requests for the ranges of this store.
 type Evaluator struct {
@@ -363,7 +367,9 @@ func (ev *Evaluator) Stats(rangeID uint64) Stats {
 		return Stats{}
 	}
 	w := v.(*worker)
-	return Stats{ReadOps: w.readOps.Load(), WriteOps: w.writeOps.Load()}
+	return Stats{
+		ReadOps: w.readOps.Load(), WriteOps: w.writeOps.Load(), SpanEpoch: w.rep.State().SpanEpoch(),
+	}
 }
 
 // Leaseholder reports whether this store evaluates for the range.

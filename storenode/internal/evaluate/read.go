@@ -148,6 +148,9 @@ func (w *worker) read(c *call, p readPlan) {
 			w.registerTTL(c)
 		default:
 			w.readOps.Add(1)
+			if picked() {
+				w.samples.note(c.sampleKey(), st.SpanEpoch(), time.Now())
+			}
 			c.answer(resp)
 		}
 		return

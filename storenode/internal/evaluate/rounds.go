@@ -206,6 +206,9 @@ func (w *worker) runAll(ops []*readOp) {
 			op.run(w)
 			continue
 		}
+		if picked() { // before the answer, which may free the request
+			w.samples.note(op.c.sampleKey(), st.SpanEpoch(), now)
+		}
 		op.c.answer(answers[i])
 		answered++
 	}

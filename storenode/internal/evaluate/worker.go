@@ -34,6 +34,7 @@ type worker struct {
 
 	reads             rounds
 	readOps, writeOps atomic.Uint64
+	samples           samples
 	// pending counts the reads that are not answered.
 	pending atomic.Int64
 

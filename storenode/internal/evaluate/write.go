@@ -114,6 +114,9 @@ func (w *worker) take(c *call, st *catalog.State) verdict {
 			continue // a read came between: judge again, later
 		}
 		w.writeOps.Add(1)
+		if picked() {
+			w.samples.note(c.sampleKey(), st.SpanEpoch(), time.Now())
+		}
 		w.add(d.effects, item{c: c, resp: d.resp, part: d.part})
 		if c.kind == KindBulkWrite {
 			if c.bulk.next += d.part; c.bulk.next < len(c.keys) {

@@ -97,7 +97,7 @@ func placement() []setting {
 			help: "how far stores may lie apart, in percent of the mean, before balancing begins",
 		},
 		{
-			key: "split_load", kind: kindInt, value: "0", max: 1 << 40,
+			key: "split_load", kind: kindInt, value: "25000", max: 1 << 40,
 			help: "operations per second from which a range is split; 0 is never",
 		},
 	}
