@@ -42,7 +42,8 @@ func (r *rates) take(counters map[uint64]evaluate.Stats, now time.Time) {
 		old, ok := r.mu.known[id]
 		passed := now.Sub(old.at).Seconds()
 		switch {
-		case !ok || c.SpanEpoch != old.seen.SpanEpoch || c.ReadOps < old.seen.ReadOps || c.WriteOps < old.seen.WriteOps:
+		case !ok || c.SpanEpoch != old.seen.SpanEpoch ||
+			c.ReadOps < old.seen.ReadOps || c.WriteOps < old.seen.WriteOps:
 			next[id] = opRate{at: now, seen: c}
 			continue
 		case passed <= 0:
