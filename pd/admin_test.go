@@ -114,6 +114,81 @@ func startWorld(t *testing.T, c *cluster, n int) *world {
 	return w
 }
 
+// What PD did and what it refused is told by the next PD too: begun, step by
+// step, done; and a refusal once, however long it lasts.
+func TestDecisionsSurviveFailover(t *testing.T) {
+	c := startCluster(t, 3, nil)
+	w := startWorld(t, c, 4)
+	ctx := testContext(t)
+	var op *pdpb.OperatorInfo
+	eventually(t, "a move to begin", func() error {
+		w.mu.Lock()
+		free, from := uint64(10), uint64(0)
+		for _, m := range w.ranges[1].GetReplicas() {
+			free, from = free-m.GetStoreId(), m.GetStoreId()
+		}
+		n := len(w.ranges[1].GetReplicas())
+		w.mu.Unlock()
+		if n != 3 {
+			return fmt.Errorf("%d replicas", n)
+		}
+		r, err := c.admin().MoveReplica(ctx, &pdpb.MoveReplicaRequest{
+			RangeId: 1, FromStoreId: from, ToStoreId: free,
+		})
+		op = r.GetOperator()
+		return errors.Join(err, asError(r.GetError()))
+	})
+	told := func() error {
+		kinds := map[pdpb.DecisionKind]int{}
+		for _, d := range decisions(t, c) {
+			if d.GetOperatorId() == op.GetOperatorId() {
+				kinds[d.GetKind()]++
+			}
+		}
+		if kinds[pdpb.DecisionKind_DECISION_KIND_BEGAN] != 1 ||
+			kinds[pdpb.DecisionKind_DECISION_KIND_DONE] != 1 ||
+			kinds[pdpb.DecisionKind_DECISION_KIND_STEP_DONE] != len(op.GetSteps())-1 {
+			return fmt.Errorf("operator %v, decisions %v", op, kinds)
+		}
+		return nil
+	}
+	eventually(t, "the move to be done", told)
+	p, err := c.admin().SetSchedule(ctx, &pdpb.SetScheduleRequest{ForMs: 600_000})
+	want(t, "pausing", p.GetError(), err, noReason)
+	refused := func() int {
+		n := 0
+		for _, d := range decisions(t, c) {
+			if d.GetKind() == pdpb.DecisionKind_DECISION_KIND_REFUSED &&
+				strings.Contains(d.GetWhy(), "paused by hand") {
+				n++
+			}
+		}
+		return n
+	}
+	eventually(t, "a refusal to be told", func() error {
+		if refused() == 0 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	leader := c.leader()
+	eventually(t, "the journal to be written", func() error {
+		j := c.nodes[leader].server.meta.Load().Journal()
+		if len(j) == 0 || !strings.Contains(j[len(j)-1].GetWhy(), "paused by hand") {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	if n := refused(); n != 1 {
+		t.Errorf("one refusal was written %d times", n)
+	}
+	c.kill(leader)
+	eventually(t, "the next PD to tell it", told)
+	if refused() == 0 {
+		t.Error("the refusal is forgotten")
+	}
+}
+
 // Moves by hand: what makes no sense is refused with the reason; the rest is
 // done, unless it is cancelled.
 func TestByHand(t *testing.T) {

@@ -52,6 +52,7 @@ type driver struct {
 	oracle    *tso.Oracle
 	journal   *journal
 	carrier   carrier
+	refusals  refusals
 	began     time.Time
 	// emptied says since when stores that leave hold nothing. Only run touches it.
 	emptied map[uint64]time.Time
@@ -167,6 +168,14 @@ func (d *driver) pass(ctx context.Context, now time.Time) {
 	d.retire(ctx, v)
 	allow := func(r *topology.Range, s operator.Step) string { return schedule.Allow(v, r, s) }
 	orders, ended := d.operators.Advance(d.topology.Range, allow, now)
+	for _, s := range d.operators.Steps() {
+		d.journal.operator(pdpb.DecisionKind_DECISION_KIND_STEP_DONE, &s.Operator,
+			s.Operator.Steps[s.Index].String(), fmt.Sprintf("step %d of %d, took %s", s.Index+1,
+				len(s.Operator.Steps), s.Took.Round(time.Millisecond)))
+	}
+	for _, line := range d.refusals.lines(verdicts, now) {
+		d.journal.add(line)
+	}
 	for _, e := range ended {
 		d.report(e, now)
 		d.moveEnded(e, now)

@@ -22,7 +22,18 @@ type Controller struct {
 		// budget is what they use up; it is counted anew when nil.
 		budget *Budget
 		memory memory
+		// stepped are the steps that the last Advance found done.
+		stepped []Stepped
 	}
+}
+
+// Stepped is a step that is done while its operator goes on.
+type Stepped struct {
+	// Operator is a copy, of the moment.
+	Operator Operator
+	// Index is the step's place.
+	Index int
+	Took  time.Duration
 }
 
 // NewController returns a controller without operators. firstID keeps apart
@@ -136,11 +147,17 @@ func (c *Controller) Advance(
 	defer c.mu.Unlock()
 	c.mu.budget = nil
 	c.mu.memory.forget(now)
+	c.mu.stepped = nil
 	orders = map[uint64][]*pdpb.Order{}
 	for _, id := range slices.Sorted(maps.Keys(c.mu.byRange)) {
 		o := c.mu.byRange[id]
-		r := find(id)
-		if over, failure := o.advance(r, now, c.mu.limits); over {
+		r, at, began := find(id), o.Current, o.StepBegan
+		over, failure := o.advance(r, now, c.mu.limits)
+		for ; at < o.Current && at < len(o.Steps)-1; at++ {
+			c.mu.stepped = append(c.mu.stepped, Stepped{*o, at, now.Sub(began)})
+			began = now
+		}
+		if over {
 			delete(c.mu.byRange, id)
 			c.mu.memory.ended(o, r, failure, o.final, now)
 			ended = append(ended, Ended{Operator: o, Failure: failure})
@@ -161,6 +178,14 @@ func (c *Controller) Advance(
 		}
 	}
 	return orders, ended
+}
+
+// Steps are the steps that the last Advance found done, but for the last steps of
+// operators: those end with them.
+func (c *Controller) Steps() []Stepped {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.mu.stepped
 }
 
 // advance skips steps that have come about and tells whether o is over.
