@@ -25,6 +25,7 @@ var now = time.Unix(1_700_000_000, 0)
 // TestScripts runs testdata/*.txt. Run with -rewrite to accept what it prints.
 //
 //	stores [replicas=3] [split=1000] [load=0]    one store per line: id state [since=] [disk=] [ranges=]
+//	rule id=x [voters=3] [in=zone:a] [lead=zone:a]    of the whole key space
 //	check                               one range per line; prints what is wanted
 //	settle                              one range; plans are carried out until none is left
 func TestScripts(t *testing.T) {
@@ -38,6 +39,9 @@ func TestScripts(t *testing.T) {
 			case "stores":
 				v = readStores(t, d)
 				return fmt.Sprintf("%d stores, %d voters wanted", len(v.Stores), planFor(v).standard.target)
+			case "rule":
+				v.Rules = append(v.Rules, readRule(t, d))
+				return fmt.Sprintf("%d rules", len(v.Rules))
 			case "check":
 				return check(t, v, d.Input)
 			case "settle":
@@ -139,6 +143,9 @@ func readStores(t *testing.T, d *datadriven.TestData) topology.View {
 		MissingAfter: time.Minute, StaleAfter: 5 * time.Minute,
 		Replicas: replicas, SplitSizeBytes: uint64(split), SplitLoadOps: uint64(load),
 	}
+	if d.HasArg("labels") {
+		d.ScanArgs(t, "labels", &v.LocationLabels)
+	}
 	for line := range strings.Lines(d.Input) {
 		words := strings.Fields(line)
 		s := &topology.Store{
@@ -162,6 +169,11 @@ func readStores(t *testing.T, d *datadriven.TestData) topology.View {
 				s.Stats.RangeCount = number(t, value)
 			case "new":
 				s.Stats = nil
+			case "zone", "ssd":
+				if s.Store.Labels == nil {
+					s.Store.Labels = map[string]string{}
+				}
+				s.Store.Labels[key] = value
 			default:
 				t.Fatalf("unknown word %q", w)
 			}
@@ -169,6 +181,29 @@ func readStores(t *testing.T, d *datadriven.TestData) topology.View {
 		v.Stores = append(v.Stores, s)
 	}
 	return v
+}
+
+// readRule reads rule id=x [voters=3] [in=label:value] [lead=label:value].
+func readRule(t *testing.T, d *datadriven.TestData) *pdpb.PlacementRule {
+	r := &pdpb.PlacementRule{Span: &metapb.Span{}}
+	var voters int
+	var in, lead string
+	d.ScanArgs(t, "id", &r.Id)
+	d.MaybeScanArgs(t, "voters", &voters)
+	d.MaybeScanArgs(t, "in", &in)
+	d.MaybeScanArgs(t, "lead", &lead)
+	r.Voters = uint32(voters)
+	constraint := func(text string) []*pdpb.LabelConstraint {
+		key, value, ok := strings.Cut(text, ":")
+		if !ok {
+			return nil
+		}
+		return []*pdpb.LabelConstraint{{
+			Key: key, Op: pdpb.LabelConstraint_OP_IN, Values: []string{value},
+		}}
+	}
+	r.Constraints, r.LeaderPreference = constraint(in), constraint(lead)
+	return r
 }
 
 func number(t *testing.T, s string) uint64 {

@@ -4,6 +4,9 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/time/rate"
+
+	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 	"github.com/ridgekv/ridge/storenode/internal/evaluate"
 )
 
@@ -51,5 +54,23 @@ func TestRates(t *testing.T) {
 	r.take(nil, now)
 	if len(r.mu.known) != 0 {
 		t.Fatal("a range that went is remembered")
+	}
+}
+
+// TestImageRate: the rate that PD asks for is that of the limiter which all
+// images sent here share; none is none.
+func TestImageRate(t *testing.T) {
+	a, _ := newTestAgent(t)
+	a.d.Images = rate.NewLimiter(rate.Inf, 1)
+	for _, n := range []uint64{1 << 20, 5, 5, 0} {
+		want := rate.Inf
+		if n > 0 {
+			want = rate.Limit(n)
+		}
+		a.Configure(&pdpb.ClusterConfig{ImageBytesPerSecond: n})
+		a.Configure(nil)
+		if got := a.d.Images.Limit(); got != want {
+			t.Fatalf("PD asks for %d, the limiter has %v", n, got)
+		}
 	}
 }
