@@ -137,9 +137,55 @@ func (p *Planner) balanceLeaders(up []*seat, out *Plan) {
 // giveLeader transfers one leader away from a store, to one that has at least
 // step fewer; best to the one that has the fewest of all.
 func (p *Planner) giveLeader(from, fewest *seat, step int, out *Plan) bool {
-	var best *topology.Range
-	var to *metapb.Replica
 	least := from.leaders - step + 1
+	r, to := p.givable(from, func(s *seat) bool {
+		better := s.leaders < least
+		if better {
+			least = s.leaders
+		}
+		return better
+	}, func(s *seat) bool { return s.leaders <= fewest.leaders })
+	if r == nil {
+		return p.giveThrough(from, step, out)
+	}
+	return p.proposeTransfer(from, r, to, out)
+}
+
+// maxGoBetweens bounds the search for a store in the middle.
+const maxGoBetweens = 16
+
+// giveThrough transfers two leaders: one from a store in the middle to one that
+// has at least step fewer than from, and one from from to the store in the
+// middle, whose number stays as it was. A store that shares no range with those
+// that lead few, or only such as have just left them, gives leaders away so.
+func (p *Planner) giveThrough(from *seat, step int, out *Plan) bool {
+	tried := map[*seat]bool{}
+	for len(tried) < maxGoBetweens {
+		var middle *seat
+		first, toMiddle := p.givable(from, func(s *seat) bool {
+			return !tried[s] && s.leaders < from.leaders
+		}, func(s *seat) bool { middle = s; return true })
+		if first == nil {
+			return false
+		}
+		tried[middle] = true
+		second, to := p.givable(middle, func(s *seat) bool {
+			return s != from && s.leaders <= from.leaders-step && s.leaders < middle.leaders
+		}, func(*seat) bool { return true })
+		if second != nil && p.proposeTransfer(middle, second, to, out) {
+			p.proposeTransfer(from, first, toMiddle, out)
+			return true
+		}
+	}
+	return false
+}
+
+// givable finds a range whose leadership from may give to a store that is
+// wanted, and the member there; the last one found, or the first that is good
+// enough.
+func (p *Planner) givable(
+	from *seat, wanted, enough func(*seat) bool,
+) (best *topology.Range, to *metapb.Replica) {
 	for _, i := range from.led {
 		r := p.v.Ranges[i]
 		if p.f.Busy(r.Range.GetRangeId()) || !p.settled(r) {
@@ -147,7 +193,7 @@ func (p *Planner) giveLeader(from, fewest *seat, step int, out *Plan) bool {
 		}
 		for _, m := range r.Range.GetReplicas() {
 			s := p.seat(m.GetStoreId())
-			if s == nil || s == from || !s.up || s.leaders >= least || !p.mayLead(r, m) ||
+			if s == nil || s == from || !s.up || !p.mayLead(r, m) ||
 				p.turnsBack(r, operator.TransferLeader, from.id, s.id) {
 				continue
 			}
@@ -155,21 +201,24 @@ func (p *Planner) giveLeader(from, fewest *seat, step int, out *Plan) bool {
 				RangeID: r.Range.GetRangeId(), By: ByLeaders, Priority: operator.Balance,
 				Leader: from.id, Steps: []operator.Step{transfer(m)},
 			}
-			if p.waits(&op, r) {
+			if p.waits(&op, r) || !wanted(s) {
 				continue
 			}
-			best, to, least = r, m, s.leaders
-		}
-		if to != nil && least <= fewest.leaders {
-			break
+			best, to = r, m
+			if enough(s) {
+				return best, to
+			}
 		}
 	}
-	if best == nil {
-		return false
-	}
+	return best, to
+}
+
+func (p *Planner) proposeTransfer(
+	from *seat, r *topology.Range, to *metapb.Replica, out *Plan,
+) bool {
 	return p.propose(byLeaders.operator(fmt.Sprintf("store %d leads %d, store %d leads %d",
 		from.id, from.leaders, to.GetStoreId(), p.seat(to.GetStoreId()).leaders),
-		[]operator.Step{transfer(to)}), best, out)
+		[]operator.Step{transfer(to)}), r, out)
 }
 
 // mayLead reports whether a rule lets m lead, if the present leader is where the

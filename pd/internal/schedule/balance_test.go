@@ -342,3 +342,35 @@ func TestHotLoadWithoutSwap(t *testing.T) {
 		}
 	})
 }
+
+// TestLeadersThroughAMiddle: the only leaders that store 2 could give to store 1
+// have just left it, so one goes from 3 to 1 and one from 2 to 3.
+func TestLeadersThroughAMiddle(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := newVirtual(t, 3, 9)
+		w.c = operator.NewController(narrow, 0)
+		leaders := []uint64{1, 1, 2, 2, 2, 2, 3, 3, 3}
+		f := w.c.Flight()
+		for i, r := range w.v.Ranges {
+			for _, m := range r.Range.GetReplicas() {
+				if m.GetStoreId() == leaders[i] {
+					r.Leader = &metapb.Leader{ReplicaId: m.GetReplicaId(), StoreId: leaders[i]}
+				}
+			}
+			r.Report = wellReported(r)
+			if leaders[i] == 2 {
+				f.Recent = append(f.Recent, operator.Recent{
+					RangeID: r.Range.GetRangeId(), Kind: operator.TransferLeader,
+					From: 1, To: 2, At: now,
+				})
+			}
+		}
+		var got [][2]uint64
+		for _, op := range Schedule(w.v, f).Operators {
+			got = append(got, [2]uint64{op.Leader, op.Steps[0].StoreID})
+		}
+		if want := [][2]uint64{{3, 1}, {2, 3}}; !reflect.DeepEqual(got, want) {
+			t.Fatalf("transfers %v, want %v", got, want)
+		}
+	})
+}

@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 CompletedC is the only channel of a RequestState that a test can set.
+
 package raft
 
 import (

@@ -309,7 +309,8 @@ func TestSeed(t *testing.T) {
 		}))
 		return b.String()
 	}
-	if draw(1) != draw(1) || draw(1) == draw(2) {
+	first, again, other := draw(1), draw(1), draw(2)
+	if first != again || first == other {
 		t.Error("the seed does not decide what is drawn")
 	}
 }
