@@ -224,13 +224,20 @@ func (c *Cluster) id() uint64 {
 
 func (c *Cluster) storeIDs() []uint64 { return slices.Sorted(maps.Keys(c.stores)) }
 
-// tick lets PD plan again and again.
+// tick lets PD plan again and again, and operators go on between.
 func (c *Cluster) tick() {
-	c.after(c.Pass, func() {
-		c.pd.pass()
+	c.after(min(c.Pass, advancePeriod), func() {
+		if c.now.Sub(c.pd.planned) >= c.Pass {
+			c.pd.pass()
+		}
+		c.pd.advance()
 		c.tick()
 	})
 }
+
+// advancePeriod is how often operators are looked at. PD does it with each pass,
+// but its passes are closer together than large virtual clusters can afford.
+const advancePeriod = 500 * time.Millisecond
 
 // Elapse lets d pass.
 func (c *Cluster) Elapse(d time.Duration) { c.run(d) }

@@ -39,6 +39,9 @@ type placer struct {
 	// records are what was said of the stores last, rendered.
 	records      map[uint64]*pdpb.StoreRecord
 	lastOperator string
+	// last is what the last pass saw, planned when it was.
+	last    topology.View
+	planned time.Time
 	// longest is the longest time, of the real clock, that a pass took.
 	longest time.Duration
 }
@@ -167,6 +170,16 @@ func (p *placer) pass() {
 	if !p.waits(v) {
 		p.plan(v)
 	}
+	p.last, p.planned = v, c.now
+}
+
+// advance moves the operators on by what is known of the stores now.
+func (p *placer) advance() {
+	c, v := p.c, p.last
+	if v.Stores == nil {
+		return // not before the first pass
+	}
+	v.Now, v.Stores = c.now, p.topology.Stores()
 	allow := func(r *topology.Range, s operator.Step) string { return c.allow(v, r, s) }
 	orders, _ := p.operators.Advance(p.topology.Range, allow, c.now)
 	for _, id := range c.storeIDs() {
