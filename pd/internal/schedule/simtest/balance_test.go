@@ -119,6 +119,7 @@ func zoneLoss(x *trial) {
 func hotSpan(x *trial) {
 	x.begin()
 	first := x.rnd.IntN(len(x.ranges) - len(x.ranges)/5)
+	x.stimulus++
 	for i, r := range x.ranges {
 		r.reads, r.writes = 10, 2
 		if i >= first && i < first+len(x.ranges)/5 {

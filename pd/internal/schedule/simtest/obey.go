@@ -18,6 +18,9 @@ func (s *store) obey(o *pdpb.Order) {
 	if !s.alive || s.busy[id] || len(s.busy) >= maxOrders {
 		return
 	}
+	if o.GetCreateReplica() != nil && s.held[id] != nil {
+		return // refused at once
+	}
 	s.busy[id] = true
 	life := s.life
 	took := orderTime/2 + time.Duration(s.c.rnd.Int64N(int64(orderTime)))

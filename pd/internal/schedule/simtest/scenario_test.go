@@ -83,7 +83,7 @@ func TestScenarios(t *testing.T) {
 // draw is a cluster of a size that the seed tells.
 func (x *trial) draw(seed uint64, largest int) Options {
 	ranges := 20
-	for ranges < largest && x.rnd.IntN(4) > 0 {
+	for ranges < largest && x.rnd.IntN(5) < 3 {
 		ranges *= 3
 	}
 	o := Options{
@@ -254,11 +254,12 @@ func leaderChange(x *trial) {
 	x.Elapse(x.o.StoreDownAfter) // a new leader takes the lost store for one that may come
 	x.settle(x.repairTime(n))
 	x.whole()
-	x.movesWithin(1, n)
+	x.movesWithin(1.2, n) // what was in flight is forgotten
 }
 
 func growth(x *trial) {
 	x.begin()
+	x.stimulus++
 	for _, r := range x.ranges {
 		r.size *= 1 + x.rnd.Uint64N(6)
 	}
