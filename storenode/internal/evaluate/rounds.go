@@ -17,9 +17,7 @@ type rounds struct {
 		closed error
 		// waiting joins the next round; failed joins one again at retryAt.
 		waiting, failed []*readOp
-		// owed: a message that has not ended will begin a round.
-		owed    bool
-		retryAt time.Time
+		retryAt         time.Time
 		// flying are the rounds under way.
 		flying []*round
 	}
