@@ -54,7 +54,11 @@ func TestDev(t *testing.T) {
 	run(0, "put", "a", "1")
 	run(0, "range", "split", "b")
 	run(0, "put", "c", "3")
+	began := time.Now()
 	harness.Must(t, d.Stop())
+	if took := time.Since(began); took > 1500*time.Millisecond {
+		t.Errorf("it took %s to stop", took)
+	}
 	start()
 	expect(t, run(0, "scan"), "a\t1\nc\t3\n")
 	run(0, "put", "d", "4")

@@ -64,6 +64,9 @@ type devLayout struct {
 const (
 	devLayoutFile = "cluster.json"
 	defaultPD     = "127.0.0.1:7400"
+	// devDrain bounds what a store does before it stops. All stop at once, so none
+	// has another one to hand its leaders to.
+	devDrain = 300 * time.Millisecond
 )
 
 // cluster is a development cluster being put together.
@@ -247,7 +250,11 @@ func (d *devCluster) addPD() error {
 	if err != nil {
 		return usageError{err}
 	}
-	return d.add("pd", server, pdReadiness(server), "--pd-listen", d.layout.PD, registry)
+	if err := d.add("pd", server, pdReadiness(server), "--pd-listen", d.layout.PD, registry); err != nil {
+		return err
+	}
+	d.members[len(d.members)-1].last = true
+	return nil
 }
 
 func (d *devCluster) addStore(i int) error {
@@ -259,8 +266,8 @@ func (d *devCluster) addStore(i int) error {
 		GRPCAddress: address.GRPC, RaftListenAddress: address.Raft, Version: Version,
 		Insecure: d.v.Bool("insecure"), CapacityBytes: uint64(d.v.Int("storage.capacity")),
 		MemoryBytes: d.v.Int("memory"), SyncWrites: d.v.Bool("storage.sync_writes"),
-		LogKind: d.v.String("storage.raft_log"),
-		Engine:  engineOptions(d.v), Logger: d.logger.With("member", name), Registerer: registry,
+		LogKind: d.v.String("storage.raft_log"), DrainTimeout: devDrain,
+		Engine: engineOptions(d.v), Logger: d.logger.With("member", name), Registerer: registry,
 	})
 	if err != nil {
 		return usageError{err}

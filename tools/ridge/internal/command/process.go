@@ -36,6 +36,8 @@ type member struct {
 	readiness func() error
 	listener  net.Listener
 	registry  prometheus.Registerer
+	// last members stop when all others have: those ask them while they stop.
+	last bool
 }
 
 // process is one operating system process with its members.
@@ -52,8 +54,8 @@ type process struct {
 
 var errStopped = errors.New("stopped")
 
-// run serves until ctx ends. Members stop first and drain; what carries their
-// calls stops after them.
+// run serves until ctx ends. Members stop first and drain, the last ones after
+// the others; what carries their calls stops after them all.
 func (p *process) run(ctx context.Context) error {
 	tlsConfig, err := p.tls.Server()
 	if err != nil {
@@ -76,8 +78,11 @@ func (p *process) run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(errStopped)
+	lasting, stopLast := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopLast()
 	carrying, stopCarrying := context.WithCancel(context.WithoutCancel(ctx))
-	var carried, working sync.WaitGroup
+	defer stopCarrying()
+	var carried, lasted, working sync.WaitGroup
 	faults := make(chan error, len(carriers)+len(p.members)+1)
 	report := func(err error) {
 		if err != nil {
@@ -89,18 +94,17 @@ func (p *process) run(ctx context.Context) error {
 		carried.Go(func() { report(run(carrying)) })
 	}
 	for _, m := range p.members {
-		working.Go(func() {
-			err := m.Run(ctx)
-			if err == nil && ctx.Err() == nil {
-				err = errors.New("it ended by itself")
-			}
-			if err != nil && (ctx.Err() == nil || !errors.Is(err, context.Canceled)) {
-				report(fmt.Errorf("%s: %w", m.name, err))
-			}
-		})
+		if m.last {
+			lasted.Go(func() { report(m.work(lasting)) })
+		} else {
+			working.Go(func() { report(m.work(ctx)) })
+		}
 	}
 	working.Go(func() { report(p.awaitReady(ctx)) })
+	<-ctx.Done() // at the latest when the first member has ended
 	working.Wait()
+	stopLast()
+	lasted.Wait()
 	stopCarrying()
 	carried.Wait()
 	close(faults)
@@ -109,6 +113,18 @@ func (p *process) run(ctx context.Context) error {
 		all = append(all, err)
 	}
 	return errors.Join(all...)
+}
+
+// work runs the member until ctx ends. To end before is an error.
+func (m member) work(ctx context.Context) error {
+	err := m.Run(ctx)
+	switch {
+	case ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)):
+		return nil
+	case err == nil:
+		err = errors.New("it ended by itself")
+	}
+	return fmt.Errorf("%s: %w", m.name, err)
 }
 
 // readiness joins what the members say.
