@@ -413,7 +413,27 @@ func TestStoresAndHolds(t *testing.T) {
 	want(t, "a stranger", register(t, client, 7, "z").GetError(), nil, notFound)
 	h, err := client.StoreHeartbeat(ctx, &pdpb.StoreHeartbeatRequest{StoreId: 7})
 	want(t, "the heartbeat of a stranger", h.GetError(), err, notFound)
+	h, err = client.StoreHeartbeat(ctx, &pdpb.StoreHeartbeatRequest{StoreId: 1})
+	want(t, "a heartbeat", h.GetError(), err, noReason)
+	first := h.GetStoresVersion()
+	h, err = client.StoreHeartbeat(ctx, &pdpb.StoreHeartbeatRequest{
+		StoreId: 1, StoresVersion: first,
+	})
+	want(t, "one that knows all stores", h.GetError(), err, noReason)
+	if len(h.GetStores()) != 0 || h.GetStoresVersion() != first {
+		t.Errorf("told again: %v", h)
+	}
 	register(t, client, 0, "b")
+	eventually(t, "news of the other store", func() error {
+		h, err := client.StoreHeartbeat(ctx, &pdpb.StoreHeartbeatRequest{
+			StoreId: 1, StoresVersion: first,
+		})
+		if err = errors.Join(err, asError(h.GetError())); err == nil &&
+			(len(h.GetStores()) != 1 || h.GetStores()[0].GetStoreId() != 2) {
+			err = fmt.Errorf("answer %v", h)
+		}
+		return err
+	})
 	s, err := c.admin().ForgetStore(ctx, &pdpb.ForgetStoreRequest{StoreId: 1})
 	refusedWith(t, "forgetting a store that is heard", s.GetError(), err, "is alive")
 	s, err = c.admin().ForgetStore(ctx, &pdpb.ForgetStoreRequest{StoreId: 2})

@@ -56,6 +56,7 @@ type Leading struct {
 	stale   staleReplicas
 	runs    runs
 	plans   plans
+	roster  roster
 }
 
 // Options configure a Service.

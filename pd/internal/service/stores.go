@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/ridgekv/ridge/pd/internal/meta"
+	"github.com/ridgekv/ridge/pd/internal/topology"
 	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 )
@@ -63,20 +64,28 @@ func (s *Service) storeInfos(l *Leading) []*pdpb.StoreInfo {
 	now, downAfter := time.Now(), l.Settings().StoreDownAfter
 	var out []*pdpb.StoreInfo
 	for _, st := range l.Topology.Stores() {
-		store := st.Store
-		if store.GetState() != metapb.StoreState_STORE_STATE_GONE && now.Sub(st.Heard) >= downAfter {
-			store = &metapb.Store{
-				StoreId: store.GetStoreId(), GrpcAddress: store.GetGrpcAddress(),
-				RaftAddress: store.GetRaftAddress(), Labels: store.GetLabels(),
-				Version: store.GetVersion(), DiskState: store.GetDiskState(),
-				State: metapb.StoreState_STORE_STATE_DOWN,
-			}
-		}
 		out = append(out, &pdpb.StoreInfo{
-			Store: store, Stats: st.Stats, LastHeartbeatUnixMs: uint64(st.Heard.UnixMilli()),
+			Store: shown(st.Store, isDown(st, now, downAfter)), Stats: st.Stats, LastHeartbeatUnixMs: uint64(st.Heard.UnixMilli()),
 		})
 	}
 	return out
+}
+
+// isDown reports whether a store has been silent for too long.
+func isDown(s *topology.Store, now time.Time, downAfter time.Duration) bool {
+	return s.Store.GetState() != metapb.StoreState_STORE_STATE_GONE && now.Sub(s.Heard) >= downAfter
+}
+
+// shown is a store with its state as others shall see it.
+func shown(s *metapb.Store, down bool) *metapb.Store {
+	if !down {
+		return s
+	}
+	return &metapb.Store{
+		StoreId: s.GetStoreId(), GrpcAddress: s.GetGrpcAddress(), RaftAddress: s.GetRaftAddress(),
+		Labels: s.GetLabels(), Version: s.GetVersion(), DiskState: s.GetDiskState(),
+		State: metapb.StoreState_STORE_STATE_DOWN,
+	}
 }
 
 // registered returns the record of a store that may speak to PD.
@@ -134,7 +143,9 @@ func (s *Service) StoreHeartbeat(
 	}
 	out.Error = s.pdError(err)
 	out.GcSafePoint, out.TxnSafePoint, _ = m.SafePoints()
-	out.Config, out.Stores = m.Config(), s.stores(l)
+	out.Config = m.Config()
+	out.Stores, out.StoresVersion = l.roster.since(l, l.Oracle.Epoch(), req.GetStoresVersion(),
+		time.Now())
 	return out, nil
 }
 

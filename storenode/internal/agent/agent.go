@@ -119,6 +119,8 @@ type Agent struct {
 	config atomic.Pointer[pdpb.ClusterConfig]
 	// draining stops orders.
 	draining atomic.Bool
+	// storesVersion says what the book has learned. Only heartbeats touches it.
+	storesVersion uint64
 
 	sizes  *sizes
 	rates  *rates

@@ -92,19 +92,19 @@ func (b *Book) Stores() []*metapb.Store {
 	return out
 }
 
-// Learn takes over what PD says about all stores, and keeps it on disk when an
-// address is new.
-func (b *Book) Learn(stores []*metapb.Store) error {
-	if len(stores) == 0 {
-		return nil
-	}
+// Learn takes over what PD says about stores, and keeps it on disk when an address
+// is new. PD names those that changed; of the others its word still holds, so how
+// full a disk is is what PD knew last, until the next ping.
+func (b *Book) Learn(changed []*metapb.Store) error {
 	b.mu.Lock()
 	moved := false
-	for _, s := range stores {
+	for _, s := range changed {
 		old := b.mu.stores[s.GetStoreId()]
 		moved = moved || old.GetGrpcAddress() != s.GetGrpcAddress() ||
 			old.GetRaftAddress() != s.GetRaftAddress()
 		b.mu.stores[s.GetStoreId()] = s
+	}
+	for _, s := range b.mu.stores {
 		if s.GetDiskState() != metapb.DiskState_DISK_STATE_UNSPECIFIED {
 			b.setDiskLocked(s.GetStoreId(), s.GetDiskState())
 		}

@@ -94,21 +94,21 @@ func (a *Agent) heartbeats(ctx context.Context) error {
 		a.metrics.heartbeats.Inc()
 		a.Configure(answer.GetConfig())
 		a.d.Engine.SetSafePoint(ts.Timestamp(answer.GetGcSafePoint()))
-		a.d.Engine.SetEmptying(a.emptied(answer.GetStores()))
-		return a.d.Book.Learn(answer.GetStores())
+		if err := a.d.Book.Learn(answer.GetStores()); err != nil {
+			return err
+		}
+		a.storesVersion = answer.GetStoresVersion()
+		a.d.Engine.SetEmptying(a.emptied())
+		return nil
 	})
 }
 
 // emptied reports whether this store is leaving and holds no range any more:
 // then nothing needs to wait for its readers.
-func (a *Agent) emptied(stores []*metapb.Store) bool {
-	for _, s := range stores {
-		if s.GetStoreId() == a.d.Self.GetStoreId() {
-			return s.GetState() == metapb.StoreState_STORE_STATE_LEAVING &&
-				len(a.d.Catalog.Replicas()) == 0
-		}
-	}
-	return false
+func (a *Agent) emptied() bool {
+	self, _ := a.d.Book.Store(a.d.Self.GetStoreId())
+	return self.GetState() == metapb.StoreState_STORE_STATE_LEAVING &&
+		len(a.d.Catalog.Replicas()) == 0
 }
 
 func (a *Agent) storeReport() *pdpb.StoreHeartbeatRequest {
@@ -142,6 +142,6 @@ func (a *Agent) storeReport() *pdpb.StoreHeartbeatRequest {
 	}
 	return &pdpb.StoreHeartbeatRequest{
 		StoreId: a.d.Self.GetStoreId(), Stats: stats, DiskState: d.State,
-		Run: a.o.Run,
+		Run: a.o.Run, StoresVersion: a.storesVersion,
 	}
 }

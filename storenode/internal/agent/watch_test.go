@@ -72,6 +72,28 @@ func TestDiskFullOfALearner(t *testing.T) {
 	}
 }
 
+// A store that died is as full as PD knew last, whatever its last ping said, even
+// when PD has nothing new to tell of it.
+func TestWordOfPDHolds(t *testing.T) {
+	b := newBook()
+	if err := b.Learn([]*metapb.Store{
+		{StoreId: 2, DiskState: metapb.DiskState_DISK_STATE_OK},
+		{StoreId: 3, DiskState: metapb.DiskState_DISK_STATE_FULL},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		b.SetDisk(2, metapb.DiskState_DISK_STATE_FULL)
+		b.SetDisk(3, metapb.DiskState_DISK_STATE_OK)
+		if err := b.Learn(nil); err != nil {
+			t.Fatal(err)
+		}
+		if full := b.Full(); full[2] || !full[3] {
+			t.Errorf("full are %v", full)
+		}
+	}
+}
+
 // Addresses outlive the process.
 func TestBookIsKept(t *testing.T) {
 	dir := t.TempDir()

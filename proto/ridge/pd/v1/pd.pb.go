@@ -1510,12 +1510,15 @@ func (x *StoreStats) GetGarbageSlices() uint64 {
 }
 
 type StoreHeartbeatRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Header        *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
-	StoreId       uint64                 `protobuf:"varint,2,opt,name=store_id,json=storeId,proto3" json:"store_id,omitempty"`
-	Stats         *StoreStats            `protobuf:"bytes,3,opt,name=stats,proto3" json:"stats,omitempty"`
-	DiskState     v11.DiskState          `protobuf:"varint,4,opt,name=disk_state,json=diskState,proto3,enum=ridge.meta.v1.DiskState" json:"disk_state,omitempty"`
-	Run           uint64                 `protobuf:"varint,5,opt,name=run,proto3" json:"run,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Header    *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	StoreId   uint64                 `protobuf:"varint,2,opt,name=store_id,json=storeId,proto3" json:"store_id,omitempty"`
+	Stats     *StoreStats            `protobuf:"bytes,3,opt,name=stats,proto3" json:"stats,omitempty"`
+	DiskState v11.DiskState          `protobuf:"varint,4,opt,name=disk_state,json=diskState,proto3,enum=ridge.meta.v1.DiskState" json:"disk_state,omitempty"`
+	Run       uint64                 `protobuf:"varint,5,opt,name=run,proto3" json:"run,omitempty"`
+	// stores_version is that of the last answer whose stores were taken over; 0
+	// asks for all stores.
+	StoresVersion uint64 `protobuf:"varint,6,opt,name=stores_version,json=storesVersion,proto3" json:"stores_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1585,13 +1588,23 @@ func (x *StoreHeartbeatRequest) GetRun() uint64 {
 	return 0
 }
 
+func (x *StoreHeartbeatRequest) GetStoresVersion() uint64 {
+	if x != nil {
+		return x.StoresVersion
+	}
+	return 0
+}
+
 type StoreHeartbeatResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Error         *PDError               `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
-	Stores        []*v11.Store           `protobuf:"bytes,2,rep,name=stores,proto3" json:"stores,omitempty"`
-	GcSafePoint   uint64                 `protobuf:"varint,3,opt,name=gc_safe_point,json=gcSafePoint,proto3" json:"gc_safe_point,omitempty"`
-	TxnSafePoint  uint64                 `protobuf:"varint,4,opt,name=txn_safe_point,json=txnSafePoint,proto3" json:"txn_safe_point,omitempty"`
-	Config        *ClusterConfig         `protobuf:"bytes,5,opt,name=config,proto3" json:"config,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Error *PDError               `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	// stores are those that changed since the stores_version of the request, or
+	// all of them if this leader did not give that version. None ever goes away.
+	Stores        []*v11.Store   `protobuf:"bytes,2,rep,name=stores,proto3" json:"stores,omitempty"`
+	GcSafePoint   uint64         `protobuf:"varint,3,opt,name=gc_safe_point,json=gcSafePoint,proto3" json:"gc_safe_point,omitempty"`
+	TxnSafePoint  uint64         `protobuf:"varint,4,opt,name=txn_safe_point,json=txnSafePoint,proto3" json:"txn_safe_point,omitempty"`
+	Config        *ClusterConfig `protobuf:"bytes,5,opt,name=config,proto3" json:"config,omitempty"`
+	StoresVersion uint64         `protobuf:"varint,6,opt,name=stores_version,json=storesVersion,proto3" json:"stores_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1659,6 +1672,13 @@ func (x *StoreHeartbeatResponse) GetConfig() *ClusterConfig {
 		return x.Config
 	}
 	return nil
+}
+
+func (x *StoreHeartbeatResponse) GetStoresVersion() uint64 {
+	if x != nil {
+		return x.StoresVersion
+	}
+	return 0
 }
 
 // ReplicaHealth is what a leader knows of one replica.
@@ -4774,20 +4794,22 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"\tread_rate\x18\f \x01(\x04R\breadRate\x12\x1d\n" +
 	"\n" +
 	"write_rate\x18\r \x01(\x04R\twriteRate\x12%\n" +
-	"\x0egarbage_slices\x18\x1e \x01(\x04R\rgarbageSlices\"\xe0\x01\n" +
+	"\x0egarbage_slices\x18\x1e \x01(\x04R\rgarbageSlices\"\x87\x02\n" +
 	"\x15StoreHeartbeatRequest\x122\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12\x19\n" +
 	"\bstore_id\x18\x02 \x01(\x04R\astoreId\x12-\n" +
 	"\x05stats\x18\x03 \x01(\v2\x17.ridge.pd.v1.StoreStatsR\x05stats\x127\n" +
 	"\n" +
 	"disk_state\x18\x04 \x01(\x0e2\x18.ridge.meta.v1.DiskStateR\tdiskState\x12\x10\n" +
-	"\x03run\x18\x05 \x01(\x04R\x03run\"\xf0\x01\n" +
+	"\x03run\x18\x05 \x01(\x04R\x03run\x12%\n" +
+	"\x0estores_version\x18\x06 \x01(\x04R\rstoresVersion\"\x97\x02\n" +
 	"\x16StoreHeartbeatResponse\x12*\n" +
 	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x12,\n" +
 	"\x06stores\x18\x02 \x03(\v2\x14.ridge.meta.v1.StoreR\x06stores\x12\"\n" +
 	"\rgc_safe_point\x18\x03 \x01(\x04R\vgcSafePoint\x12$\n" +
 	"\x0etxn_safe_point\x18\x04 \x01(\x04R\ftxnSafePoint\x122\n" +
-	"\x06config\x18\x05 \x01(\v2\x1a.ridge.pd.v1.ClusterConfigR\x06config\"~\n" +
+	"\x06config\x18\x05 \x01(\v2\x1a.ridge.pd.v1.ClusterConfigR\x06config\x12%\n" +
+	"\x0estores_version\x18\x06 \x01(\x04R\rstoresVersion\"~\n" +
 	"\rReplicaHealth\x12\x1d\n" +
 	"\n" +
 	"replica_id\x18\x01 \x01(\x04R\treplicaId\x12\x18\n" +
