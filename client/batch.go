@@ -1,9 +1,11 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"slices"
 	"sync"
 	"time"
@@ -113,14 +115,13 @@ func (c *Client) BatchGet(
 	s, err := c.apply(opts, bitConsistency)
 	if err == nil {
 		b := batchGet{
-			c: c, s: s, log: retry.NewLog(c.metrics.retried), found: map[string]*Row{},
-			limit: maxBatchGetKeys,
+			c: c, s: s, log: retry.NewLog(c.metrics.retried), limit: maxBatchGetKeys,
 		}
 		if err = b.collect(ks); err == nil {
 			err = b.run(ctx)
 		}
 		if err == nil {
-			rows = b.rows(ks)
+			rows = b.rows()
 			err = b.checkSize(rowsSize(rows)) // a key may have been asked for twice
 		}
 		if err == nil {
@@ -132,14 +133,20 @@ func (c *Client) BatchGet(
 
 // batchGet is one BatchGet. Each key is asked for once.
 type batchGet struct {
-	c    *Client
-	s    settings
-	log  *retry.Log
-	keys [][]byte
-	done []bool
-	mu   sync.Mutex
-	// found holds the rows by key; guarded by mu, as are done, size and limit.
-	found map[string]*Row
+	c   *Client
+	s   settings
+	log *retry.Log
+	// keys are the different keys; asked tells for each key of the call which of
+	// them it is.
+	keys  [][]byte
+	asked []int32
+	done  []bool
+	mu    sync.Mutex
+	// found holds the row of each key, with a key if it exists; guarded by mu, as
+	// are done, rest, size and limit.
+	found []Row
+	// rest is how many keys are not done.
+	rest int
 	// size is about what the rows found so far take.
 	size int
 	// limit is how many keys one request may have. It is halved when an answer
@@ -147,26 +154,40 @@ type batchGet struct {
 	limit int
 }
 
+// keySeed is for telling equal keys of a call.
+var keySeed = maphash.MakeSeed()
+
 func (b *batchGet) collect(ks [][]byte) error {
-	seen := map[string]bool{}
-	for _, k := range ks {
+	b.keys = make([][]byte, 0, len(ks))
+	b.asked = make([]int32, len(ks))
+	seen := make(map[uint64]int32, len(ks))
+	for i, k := range ks {
 		if err := checkKey(k); err != nil {
 			return err
 		}
-		if !seen[string(k)] {
-			seen[string(k)] = true
+		h := maphash.Bytes(keySeed, k)
+		at, taken := seen[h]
+		for taken && !bytes.Equal(b.keys[at], k) {
+			h++ // another key has this hash
+			at, taken = seen[h]
+		}
+		if !taken {
+			at = int32(len(b.keys))
+			seen[h] = at
 			b.keys = append(b.keys, k)
 		}
+		b.asked[i] = at
 	}
-	b.done = make([]bool, len(b.keys))
+	b.rest = len(b.keys)
+	b.done, b.found = make([]bool, b.rest), make([]Row, b.rest)
 	return nil
 }
 
 func (b *batchGet) run(ctx context.Context) error {
-	for {
+	for b.rest > 0 {
 		groups, err := b.c.groups(ctx, b.log, len(b.keys),
 			func(i int) []byte { return b.keys[i] }, func(i int) bool { return b.done[i] })
-		if err != nil || len(groups) == 0 {
+		if err != nil {
 			return err
 		}
 		groups = cut(groups, b.limit)
@@ -188,6 +209,7 @@ func (b *batchGet) run(ctx context.Context) error {
 			return err
 		}
 	}
+	return nil
 }
 
 // ask reads one group. A range that has changed leaves it for the next pass, as
@@ -218,13 +240,19 @@ func (b *batchGet) ask(ctx context.Context, log *retry.Log, g group) error {
 	if err != nil {
 		return err
 	}
-	for _, r := range resp.GetBatchGet().GetRows() {
-		row := toRow(r)
-		b.found[string(row.Key)] = &row
-		b.size += len(row.Key) + len(row.Value)
-	}
+	// Rows come in the order of the keys.
+	rows := resp.GetBatchGet().GetRows()
 	for _, m := range g.members {
 		b.done[m] = true
+		if len(rows) > 0 && bytes.Equal(rows[0].GetKey(), b.keys[m]) {
+			b.found[m] = toRow(rows[0])
+			b.size += len(rows[0].GetKey()) + len(rows[0].GetValue())
+			rows = rows[1:]
+		}
+	}
+	b.rest -= len(g.members)
+	if len(rows) > 0 {
+		return errs.Unavailable{Part: "order of the rows of a batch get"}
 	}
 	return b.checkSize(b.size)
 }
@@ -247,10 +275,10 @@ func rowsSize(rows []Row) int {
 	return size
 }
 
-func (b *batchGet) rows(ks [][]byte) []Row {
-	out := make([]Row, 0, len(b.found))
-	for _, k := range ks {
-		if r := b.found[string(k)]; r != nil {
+func (b *batchGet) rows() []Row {
+	out := make([]Row, 0, len(b.asked))
+	for _, at := range b.asked {
+		if r := &b.found[at]; r.Key != nil {
 			out = append(out, *r)
 		}
 	}
@@ -298,10 +326,7 @@ func (c *Client) batchWrite(
 	ctx context.Context, mutations []Mutation, s settings,
 ) (ts.Timestamp, error) {
 	log := retry.NewLog(c.metrics.retried)
-	wire := make([]*kvpb.Mutation, len(mutations))
-	for i, m := range mutations {
-		wire[i] = m.proto()
-	}
+	wire := protoMutations(len(mutations), func(i int) *Mutation { return &mutations[i] })
 	for {
 		groups, err := c.groups(ctx, log, len(mutations),
 			func(i int) []byte { return mutations[i].Key }, func(int) bool { return false })
@@ -376,9 +401,15 @@ func (m Mutation) size() int {
 	return len(m.Key) + len(m.Value) + overhead
 }
 
-func (m Mutation) proto() *kvpb.Mutation {
-	if m.Delete {
-		return &kvpb.Mutation{Key: m.Key, Delete: true}
+// protoMutations makes n mutations in two pieces of memory.
+func protoMutations(n int, at func(int) *Mutation) []*kvpb.Mutation {
+	slab, out := make([]kvpb.Mutation, n), make([]*kvpb.Mutation, n)
+	for i := range out {
+		m, to := at(i), &slab[i]
+		if to.Key, to.Delete = m.Key, m.Delete; !m.Delete {
+			to.Value, to.TtlMs = m.Value, millis(m.TTL)
+		}
+		out[i] = to
 	}
-	return &kvpb.Mutation{Key: m.Key, Value: m.Value, TtlMs: millis(m.TTL)}
+	return out
 }

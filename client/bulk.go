@@ -150,10 +150,7 @@ func (b *bulk) send(
 }
 
 func (b *bulk) request(h *kvpb.Header, members []int) *kvpb.Request {
-	wire := make([]*kvpb.Mutation, len(members))
-	for i, m := range members {
-		wire[i] = b.mutations[m].proto()
-	}
+	wire := protoMutations(len(members), func(i int) *Mutation { return &b.mutations[members[i]] })
 	return &kvpb.Request{Body: &kvpb.Request_BulkWrite{
 		BulkWrite: &kvpb.BulkWriteRequest{Header: h, Mutations: wire},
 	}}

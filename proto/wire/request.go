@@ -98,6 +98,9 @@ func appendKeyed(b []byte, tag byte, h *Header, key []byte, more int) []byte {
 
 // AppendRequest appends any Request, without its id.
 func AppendRequest(b []byte, m *kvpb.Request) ([]byte, error) {
+	if out := appendBatch(b, m); out != nil {
+		return out, nil
+	}
 	id := m.Id
 	m.Id = 0
 	b, err := proto.MarshalOptions{}.MarshalAppend(b, m)
@@ -233,8 +236,8 @@ func next[T any](slab *[]T) *T {
 	return x
 }
 
-// request decodes a request for one key in its usual form: the id and then the
-// body, each field at most once. It returns nil for anything else, which may
+// request decodes a request in its usual form: the id and then the body, their
+// fields in ascending order, each at most once unless it is repeated. It returns nil for anything else, which may
 // still be valid.
 func (s *slabs) request(b []byte) *kvpb.Request {
 	d := decoder{b: b}
@@ -273,6 +276,8 @@ func (s *slabs) request(b []byte) *kvpb.Request {
 		x.body.Delete = &x.del
 		x.request.Id, x.request.Body = id, &x.body
 		return &x.request
+	case tagBatchGet, tagBulkWrite:
+		return batch(id, d)
 	}
 	return nil
 }

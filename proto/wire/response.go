@@ -59,9 +59,16 @@ func plain(r *kvpb.Response) bool {
 		return b.Delete != nil && b.Delete.Error == nil
 	case *kvpb.Response_Get:
 		return b.Get != nil && b.Get.Error == nil
+	case *kvpb.Response_BatchGet:
+		return b.BatchGet != nil && b.BatchGet.Error == nil
+	case *kvpb.Response_BulkWrite:
+		return b.BulkWrite != nil && b.BulkWrite.Error == nil
 	}
 	return false
 }
+
+// ResponseSize is the length of r on the wire.
+func ResponseSize(r *kvpb.Response) int { return responseSize(r) }
 
 func responseSize(r *kvpb.Response) int {
 	if !plain(r) {
@@ -75,6 +82,10 @@ func responseSize(r *kvpb.Response) int {
 		return n + embedded(uintSize(b.Delete.CommitTs))
 	case *kvpb.Response_Get:
 		return n + embedded(getSize(b.Get))
+	case *kvpb.Response_BatchGet:
+		return n + embedded(batchGetSize(b.BatchGet))
+	case *kvpb.Response_BulkWrite:
+		return n + embedded(bulkWriteSize(b.BulkWrite))
 	}
 	return n
 }
@@ -94,7 +105,8 @@ func getSize(g *kvpb.GetResponse) int {
 }
 
 func rowSize(r *kvpb.Row) int {
-	return bytesSize(r.Key) + bytesSize(r.Value) + uintSize(r.CommitTs) + uintSize(r.ExpiresAt)
+	return bytesSize(r.GetKey()) + bytesSize(r.GetValue()) + uintSize(r.GetCommitTs()) +
+		uintSize(r.GetExpiresAt())
 }
 
 func appendResponse(b []byte, r *kvpb.Response) ([]byte, error) {
@@ -116,6 +128,12 @@ func appendResponse(b []byte, r *kvpb.Response) ([]byte, error) {
 	case *kvpb.Response_Get:
 		b = binary.AppendUvarint(append(b, tagGet), uint64(getSize(body.Get)))
 		b = appendGetResponse(b, body.Get)
+	case *kvpb.Response_BatchGet:
+		b = binary.AppendUvarint(append(b, tagBatchGet), uint64(batchGetSize(body.BatchGet)))
+		b = appendBatchGetResponse(b, body.BatchGet)
+	case *kvpb.Response_BulkWrite:
+		b = binary.AppendUvarint(append(b, tagBulkWrite), uint64(bulkWriteSize(body.BulkWrite)))
+		b = appendBulkWriteResponse(b, body.BulkWrite)
 	}
 	return b, nil
 }
@@ -124,18 +142,22 @@ func appendGetResponse(b []byte, g *kvpb.GetResponse) []byte {
 	if g.Found {
 		b = append(b, tagFound, 1)
 	}
-	if r := g.Row; r != nil {
-		b = binary.AppendUvarint(append(b, tagRow), uint64(rowSize(r)))
-		if len(r.Key) > 0 {
-			b = appendBytes(b, tagRowKey, r.Key)
-		}
-		if len(r.Value) > 0 {
-			b = appendBytes(b, tagRowValue, r.Value)
-		}
-		b = appendUint(b, tagRowCommit, r.CommitTs)
-		b = appendUint(b, tagRowExpires, r.ExpiresAt)
+	if g.Row != nil {
+		b = appendRow(b, tagRow, g.Row)
 	}
 	return appendUint(b, tagGetToken, g.Token)
+}
+
+func appendRow(b []byte, tag byte, r *kvpb.Row) []byte {
+	b = binary.AppendUvarint(append(b, tag), uint64(rowSize(r)))
+	if key := r.GetKey(); len(key) > 0 {
+		b = appendBytes(b, tagRowKey, key)
+	}
+	if value := r.GetValue(); len(value) > 0 {
+		b = appendBytes(b, tagRowValue, value)
+	}
+	b = appendUint(b, tagRowCommit, r.GetCommitTs())
+	return appendUint(b, tagRowExpires, r.GetExpiresAt())
 }
 
 // EachResponse calls yield with the id and the bytes of each answer in a

@@ -35,7 +35,7 @@ func request(t *rapid.T) *kvpb.Request {
 	if rapid.IntRange(0, 9).Draw(t, "no header") == 0 {
 		h = nil
 	}
-	switch rapid.IntRange(0, 5).Draw(t, "kind") {
+	switch rapid.IntRange(0, 6).Draw(t, "kind") {
 	case 0:
 		g := &kvpb.GetRequest{Header: h, Key: data(t, "key")}
 		if rapid.Bool().Draw(t, "consistency") {
@@ -53,11 +53,35 @@ func request(t *rapid.T) *kvpb.Request {
 			Header: h, Key: data(t, "key"), Value: data(t, "value"),
 		}}
 	case 4:
-		r.Body = &kvpb.Request_BatchGet{BatchGet: &kvpb.BatchGetRequest{
-			Header: h, Keys: [][]byte{data(t, "key")},
+		g := &kvpb.BatchGetRequest{
+			Header: h, Keys: rapid.SliceOfN(rapid.Custom(func(t *rapid.T) []byte {
+				return data(t, "key")
+			}), 0, 5).Draw(t, "keys"),
+		}
+		if rapid.Bool().Draw(t, "consistency") {
+			g.Consistency = &kvpb.Consistency{Level: 2, SnapshotTs: edges.Draw(t, "at")}
+		}
+		r.Body = &kvpb.Request_BatchGet{BatchGet: g}
+	case 5:
+		r.Body = &kvpb.Request_BulkWrite{BulkWrite: &kvpb.BulkWriteRequest{
+			Header: h, Mutations: rapid.SliceOfN(rapid.Custom(mutation), 0, 5).Draw(t, "rows"),
 		}}
 	}
 	return r
+}
+
+func mutation(t *rapid.T) *kvpb.Mutation {
+	return &kvpb.Mutation{
+		Key: data(t, "key"), Delete: rapid.Bool().Draw(t, "delete"), Value: data(t, "value"),
+		TtlMs: edges.Draw(t, "ttl"),
+	}
+}
+
+func row(t *rapid.T) *kvpb.Row {
+	return &kvpb.Row{
+		Key: data(t, "key"), Value: data(t, "value"), CommitTs: edges.Draw(t, "commit"),
+		ExpiresAt: edges.Draw(t, "expires"),
+	}
 }
 
 func response(t *rapid.T) *kvpb.Response {
@@ -66,14 +90,11 @@ func response(t *rapid.T) *kvpb.Response {
 	if rapid.IntRange(0, 4).Draw(t, "error") == 0 {
 		e = &kvpb.Error{Message: "no", Applied: kvpb.Applied_APPLIED_NO}
 	}
-	switch rapid.IntRange(0, 5).Draw(t, "kind") {
+	switch rapid.IntRange(0, 7).Draw(t, "kind") {
 	case 0:
 		g := &kvpb.GetResponse{Error: e, Token: edges.Draw(t, "token")}
 		if g.Found = rapid.Bool().Draw(t, "found"); g.Found {
-			g.Row = &kvpb.Row{
-				Key: data(t, "key"), Value: data(t, "value"), CommitTs: edges.Draw(t, "commit"),
-				ExpiresAt: edges.Draw(t, "expires"),
-			}
+			g.Row = row(t)
 		}
 		r.Body = &kvpb.Response_Get{Get: g}
 	case 1:
@@ -88,6 +109,15 @@ func response(t *rapid.T) *kvpb.Response {
 		r.Body = &kvpb.Response_BatchWrite{
 			BatchWrite: &kvpb.BatchWriteResponse{CommitTs: edges.Draw(t, "c")},
 		}
+	case 5:
+		r.Body = &kvpb.Response_BatchGet{BatchGet: &kvpb.BatchGetResponse{
+			Error: e, Rows: rapid.SliceOfN(rapid.Custom(row), 0, 40).Draw(t, "rows"),
+			Token: edges.Draw(t, "token"),
+		}}
+	case 6:
+		r.Body = &kvpb.Response_BulkWrite{BulkWrite: &kvpb.BulkWriteResponse{
+			Error: e, AppliedCount: edges.Draw(t, "applied"), CommitTs: edges.Draw(t, "c"),
+		}}
 	}
 	return r
 }
@@ -224,9 +254,10 @@ type fataler interface {
 // checkAnswer compares the short decoder with want, when it accepts b.
 func checkAnswer(t fataler, b []byte, want *kvpb.Response) {
 	t.Helper()
+	checkWhole(t, b, want)
 	var a Answer
 	if !a.Decode(b) {
-		if plain(want) && (want.GetGet() == nil || want.GetGet().Found == (want.GetGet().Row != nil)) {
+		if plain(want) && !many(want) && (want.GetGet() == nil || want.GetGet().Found == (want.GetGet().Row != nil)) {
 			t.Fatalf("%v was not decoded", want)
 		}
 		return
@@ -481,8 +512,25 @@ func TestIrregularAnswers(t *testing.T) {
 	})
 }
 
+// checkWhole compares DecodeResponse with the library.
+func checkWhole(t fataler, b []byte, want *kvpb.Response) {
+	t.Helper()
+	input, got := bytes.Clone(b), &kvpb.Response{}
+	if err := DecodeResponse(input, got); err != nil {
+		t.Fatalf("%v was not decoded: %v", want, err)
+	}
+	clear(input) // It keeps nothing of it.
+	if !proto.Equal(got, want) {
+		t.Fatalf("got %v, want %v", got, want)
+	}
+}
+
+// many reports whether r answers a request for many rows.
+func many(r *kvpb.Response) bool { return r.GetBatchGet() != nil || r.GetBulkWrite() != nil }
+
 // checkDecoded is checkAnswer for encodings that Decode may leave to the library.
 func checkDecoded(t fataler, b []byte, want *kvpb.Response) {
+	checkWhole(t, b, want)
 	var a Answer
 	if a.Decode(b) {
 		checkAnswer(t, b, want)

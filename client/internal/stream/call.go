@@ -6,8 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
 	"github.com/ridgekv/ridge/proto/wire"
 )
@@ -80,7 +78,7 @@ func (p *Pool) Do(
 		return nil, err
 	}
 	resp := &kvpb.Response{}
-	if err := proto.Unmarshal(c.Response, resp); err != nil {
+	if err := wire.DecodeResponse(c.Response, resp); err != nil {
 		return nil, &Error{Sent: true, Err: fmt.Errorf("stream: decode an answer: %w", err)}
 	}
 	return resp, nil

@@ -284,29 +284,39 @@ func (g *gather) answer(c *call) (*kvpb.Response, error) {
 	case *kvpb.Request_Get:
 		return g.answerGet(b.Get.GetKey())
 	case *kvpb.Request_BatchGet:
-		out := &kvpb.BatchGetResponse{}
-		size := 0
-		for _, k := range c.keys {
-			row, found, err := g.get(k)
-			if err != nil {
-				return nil, err
-			}
-			if !found {
-				continue
-			}
-			// An answer that gRPC refuses to send would end the whole stream.
-			if size += len(k) + len(row.Value); size > maxPageBytes {
-				return nil, errs.TooLarge{
-					What: "answer of a BatchGet", SizeBytes: uint64(size), Limit: maxPageBytes,
-				}
-			}
-			out.Rows = append(out.Rows, rowProto(k, row, false))
-		}
-		out.Token = g.token(len(out.Rows) < len(c.keys))
-		return &kvpb.Response{Body: &kvpb.Response_BatchGet{BatchGet: out}}, nil
+		return g.answerBatch(c.keys)
 	default:
 		return g.page(c)
 	}
+}
+
+// answerBatch is the answer to a BatchGet: the rows that exist, in the order of
+// the keys.
+func (g *gather) answerBatch(ks [][]byte) (*kvpb.Response, error) {
+	out := &kvpb.BatchGetResponse{Rows: make([]*kvpb.Row, 0, len(ks))}
+	slab := make([]kvpb.Row, len(ks)) // they come and go together
+	size := 0
+	for i, k := range ks {
+		row, found, err := g.get(k)
+		if err != nil {
+			return nil, err
+		}
+		if !found {
+			continue
+		}
+		// An answer that gRPC refuses to send would end the whole stream.
+		if size += len(k) + len(row.Value); size > maxPageBytes {
+			return nil, errs.TooLarge{
+				What: "answer of a BatchGet", SizeBytes: uint64(size), Limit: maxPageBytes,
+			}
+		}
+		to := &slab[i]
+		to.Key, to.Value = k, row.Value
+		to.CommitTs, to.ExpiresAt = uint64(row.CommitTS), uint64(row.ExpiresAt)
+		out.Rows = append(out.Rows, to)
+	}
+	out.Token = g.token(len(out.Rows) < len(ks))
+	return &kvpb.Response{Body: &kvpb.Response_BatchGet{BatchGet: out}}, nil
 }
 
 func rowProto(key []byte, row engine.Row, keysOnly bool) *kvpb.Row {

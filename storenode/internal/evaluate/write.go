@@ -216,7 +216,7 @@ func (w *worker) nextPart(ms []*kvpb.Mutation, born ts.Timestamp) []apply.Effect
 	if w.open != nil {
 		size, count = w.open.sizeBytes, len(w.open.effects)
 	}
-	var out []apply.Effect
+	out := make([]apply.Effect, 0, min(len(ms), keys.MaxEntryKeys))
 	for _, m := range ms {
 		e := mutation(m, born)
 		size += apply.EffectSizeBytes(e)

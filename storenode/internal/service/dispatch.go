@@ -9,6 +9,7 @@ import (
 	"github.com/ridgekv/ridge/proto/errs"
 	"github.com/ridgekv/ridge/proto/keys"
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
+	"github.com/ridgekv/ridge/proto/wire"
 	"github.com/ridgekv/ridge/storenode/internal/evaluate"
 )
 
@@ -157,7 +158,7 @@ func answerSize(response *kvpb.Response) int {
 	case *kvpb.Response_Get:
 		return fixed + len(b.Get.GetRow().GetKey()) + len(b.Get.GetRow().GetValue())
 	}
-	return fixed + proto.Size(response)
+	return fixed + wire.ResponseSize(response)
 }
 
 // spanOf is the span a request asks for, if it asks for one.
