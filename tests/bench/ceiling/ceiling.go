@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ridgekv/ridge/tests/bench/workload"
 	"github.com/ridgekv/ridge/tests/harness"
 )
 
@@ -29,11 +30,11 @@ type Piece struct {
 }
 
 // valueBytes and batch are those of the workloads.
-const valueBytes, batch = 128, 512
+const valueBytes, batch = workload.ValueBytes, workload.BatchRows
 
-// Pieces are all ceilings. keys is the size of Badger's data set.
-func Pieces(keys int) []Piece {
-	return []Piece{
+// Pieces are all ceilings. Badger's data set is rows.
+func Pieces(rows *workload.Rows) []Piece {
+	return append([]Piece{
 		{
 			"fsync, 1 writer", "fsyncs/s", "appends of 4 KiB, fdatasync after each",
 			func(ctx context.Context, dir string, d time.Duration) (float64, error) {
@@ -44,20 +45,6 @@ func Pieces(keys int) []Piece {
 			"fsync, 8 writers", "fsyncs/s", "a file each",
 			func(ctx context.Context, dir string, d time.Duration) (float64, error) {
 				return fsyncs(ctx, dir, 8, d)
-			},
-		},
-		{
-			"Badger writes", "rows/s", "three Badgers in one process as Ridge sets them, batches of " +
-				"512, rows a second and Badger",
-			func(ctx context.Context, dir string, d time.Duration) (float64, error) {
-				return badgerWrites(ctx, dir, keys, d)
-			},
-		},
-		{
-			"Badger reads", "rows/s", "one Badger, uniform, " +
-				fmt.Sprint(runtime.GOMAXPROCS(0)) + " goroutines",
-			func(ctx context.Context, dir string, d time.Duration) (float64, error) {
-				return badgerReads(ctx, dir, keys, d)
 			},
 		},
 		{
@@ -78,6 +65,27 @@ func Pieces(keys int) []Piece {
 				"way, one process",
 			func(ctx context.Context, _ string, d time.Duration) (float64, error) {
 				return echo(ctx, 8, 64, d)
+			},
+		},
+	}, Badgers(rows)...)
+}
+
+// Badgers are what the batch workloads are set beside: the same keys drawn in the
+// same way, the same values, the engine's settings and its caches, on all cores.
+func Badgers(rows *workload.Rows) []Piece {
+	return []Piece{
+		{
+			"Badger writes", "rows/s", "three Badgers in one process as Ridge sets them, the keys " +
+				"of the workloads, batches of 512, rows a second and Badger",
+			func(ctx context.Context, dir string, d time.Duration) (float64, error) {
+				return badgerWrites(ctx, dir, rows, d)
+			},
+		},
+		{
+			"Badger reads", "rows/s", "one Badger as Ridge sets it, the keys of the workloads, " +
+				"batches of 512, " + fmt.Sprint(runtime.GOMAXPROCS(0)) + " goroutines",
+			func(ctx context.Context, dir string, d time.Duration) (float64, error) {
+				return badgerReads(ctx, dir, rows, d)
 			},
 		},
 	}

@@ -1,8 +1,8 @@
 package ceiling
 
 import (
+	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -14,6 +14,8 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
 	"golang.org/x/sys/unix"
+
+	"github.com/ridgekv/ridge/tests/bench/workload"
 )
 
 func fdatasync(f *os.File) error { return unix.Fdatasync(int(f.Fd())) }
@@ -29,8 +31,6 @@ func openBadger(dir string) (*badger.DB, error) {
 		WithValueThreshold(1 << 20).WithValueLogFileSize(16 << 20).
 		WithCompression(options.Snappy).WithBlockCacheSize(256 << 20))
 }
-
-func putKey(key []byte, n uint64) { binary.BigEndian.PutUint64(key[len(key)-8:], n) }
 
 const keyBytes = 24
 
@@ -50,24 +50,36 @@ func newWriter(db *badger.DB, seed uint64) *writer {
 	return w
 }
 
-// commit writes n rows of the numbers that next gives.
-func (w *writer) commit(n int, next func() uint64) error {
+// commit writes n rows with the keys that next gives.
+func (w *writer) commit(n int, next func() string) error {
 	w.version++
 	b := w.db.NewWriteBatchAt(w.version)
 	defer b.Cancel()
 	for range n {
-		key, value := make([]byte, keyBytes), make([]byte, valueBytes)
-		putKey(key, next())
-		copy(value, w.value)
-		if err := b.SetEntryAt(badger.NewEntry(key, value), w.version); err != nil {
+		value := bytes.Clone(w.value)
+		value[w.random.IntN(valueBytes)]++
+		if err := b.SetEntryAt(badger.NewEntry([]byte(next()), value), w.version); err != nil {
 			return err
 		}
 	}
 	return b.Flush()
 }
 
+// load writes all rows, as much in one commit as Ridge's engine would.
+func (w *writer) load(rows *workload.Rows) error {
+	const most = 8192
+	for i := 0; i < rows.Len(); {
+		n := min(most, rows.Len()-i)
+		if err := w.commit(n, func() string { i++; return rows.Key(i - 1) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// badgerWrites overwrites rows of three Badgers that hold all of them, as stores do.
 func badgerWrites(
-	ctx context.Context, dir string, keys int, d time.Duration,
+	ctx context.Context, dir string, rows *workload.Rows, d time.Duration,
 ) (_ float64, err error) {
 	const badgers = 3
 	writers := make([]*writer, badgers)
@@ -78,18 +90,23 @@ func badgerWrites(
 		}
 		defer func() { err = errors.Join(err, db.Close()) }()
 		writers[i] = newWriter(db, uint64(i))
+		if err := writers[i].load(rows); err != nil {
+			return 0, err
+		}
 	}
 	rate, err := closedLoop(ctx, badgers, d, func(n int) step {
 		w := writers[n]
 		return func() (int, error) {
-			return batch, w.commit(batch, func() uint64 { return w.random.Uint64N(uint64(keys)) })
+			return batch, w.commit(batch, func() string {
+				return rows.Key(w.random.IntN(rows.Len()))
+			})
 		}
 	})
 	return rate / badgers, err
 }
 
 func badgerReads(
-	ctx context.Context, dir string, keys int, d time.Duration,
+	ctx context.Context, dir string, rows *workload.Rows, d time.Duration,
 ) (_ float64, err error) {
 	db, err := openBadger(dir)
 	if err != nil {
@@ -97,31 +114,24 @@ func badgerReads(
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
 	w := newWriter(db, 0)
-	for i := uint64(0); i < uint64(keys); {
-		n := min(batch, uint64(keys)-i)
-		if err := w.commit(int(n), func() uint64 { i++; return i - 1 }); err != nil {
-			return 0, err
-		}
+	if err := w.load(rows); err != nil {
+		return 0, err
 	}
 	return closedLoop(ctx, runtime.GOMAXPROCS(0), d, func(n int) step {
 		random := rand.New(rand.NewPCG(1, uint64(n)))
-		key := make([]byte, keyBytes)
-		var value []byte
 		return func() (int, error) {
 			txn := db.NewTransactionAt(w.version, false)
 			defer txn.Discard()
-			const reads = 64
-			for range reads {
-				putKey(key, random.Uint64N(uint64(keys)))
-				item, err := txn.Get(key)
+			for range batch {
+				item, err := txn.Get([]byte(rows.Key(random.IntN(rows.Len()))))
 				if err != nil {
 					return 0, err
 				}
-				if value, err = item.ValueCopy(value[:0]); err != nil {
+				if _, err = item.ValueCopy(nil); err != nil {
 					return 0, err
 				}
 			}
-			return reads, nil
+			return batch, nil
 		}
 	})
 }

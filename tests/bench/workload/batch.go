@@ -43,15 +43,13 @@ func (w BatchGet) Caller(ctx context.Context, n int, c system.Caller, r *Recorde
 	random := rand.New(rand.NewPCG(rand.Uint64(), uint64(n)))
 	batch := make([]string, BatchRows)
 	return func() {
-		distinct := make(map[string]bool, len(batch))
 		for i := range batch {
 			batch[i] = w.Rows.Key(random.IntN(w.Rows.Len()))
-			distinct[batch[i]] = true
 		}
 		began := time.Now()
 		found, err := c.(system.Batcher).GetMany(ctx, batch)
-		if err == nil && found < len(distinct) {
-			err = fmt.Errorf("a batch of %d keys gave %d rows", len(distinct), found)
+		if err == nil && found < len(batch) { // every key exists, some come twice
+			err = fmt.Errorf("a batch of %d keys gave %d rows", len(batch), found)
 		}
 		r.ObserveMany(n, len(batch), "row", began, err)
 	}

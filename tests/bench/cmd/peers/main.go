@@ -42,14 +42,14 @@ type options struct {
 	distribution                string
 	bin, ridge, dir, out        string
 	storeFlags                  string
-	ceilings                    bool
+	ceilings, badgers           bool
 }
 
 func (o *options) flags(f *flag.FlagSet) {
 	f.BoolVar(&o.quick, "quick", os.Getenv("QUICK") != "",
 		"a run of at most 8 minutes instead of 45 (default: QUICK is set)")
 	f.StringVar(&o.phases, "systems", "",
-		"what is interleaved: ridge, ridge@RANGES, NAME[@RANGES]=RIDGE_BINARY, etcd, nats, "+
+		"what is interleaved: ridge, ridge@RANGES, ridge-rowless, NAME[@RANGES]=RIDGE_BINARY, etcd, nats, "+
 			"separated by commas; phases by semicolons")
 	f.StringVar(&o.workloads, "workloads", "put,get,a,b,e,bulkwrite,batchget",
 		"put, get, YCSB a, b, e, and batches of 512 rows")
@@ -69,6 +69,7 @@ func (o *options) flags(f *flag.FlagSet) {
 	f.StringVar(&o.dir, "dir", "", "where the data goes (default: a temporary directory)")
 	f.StringVar(&o.out, "out", "tests/bench/results", "where the report goes")
 	f.BoolVar(&o.ceilings, "ceilings", true, "measure the raw pieces too")
+	f.BoolVar(&o.badgers, "badgers", false, "without ceilings: measure raw Badger beside batches")
 }
 
 // setDefaults fills what depends on quick.
@@ -76,10 +77,10 @@ func (o *options) setDefaults() {
 	full, quick := options{
 		keys: 1_000_000, warm: 2 * time.Second, measured: 8 * time.Second,
 		steady: 2 * time.Second, max: 45 * time.Minute,
-		phases: "ridge,etcd,nats;ridge@2,ridge@100,etcd",
+		phases: "ridge,etcd,nats;ridge@2,ridge@100,etcd;ridge-rowless",
 	}, options{
 		keys: 200_000, warm: time.Second, measured: 3 * time.Second,
-		steady: time.Second, max: 8 * time.Minute, phases: "ridge,etcd,nats",
+		steady: time.Second, max: 8 * time.Minute, phases: "ridge,etcd,nats;ridge-rowless",
 	}
 	d := full
 	if o.quick {
@@ -140,7 +141,7 @@ func (o options) settings() []string {
 			o.keys, workload.ValueBytes, o.distribution, o.rounds, o.measured, o.warm),
 		"client and servers share the machine; loopback; 3 replicas everywhere",
 		"Ridge as shipped (Raft log fsynced), 1 GB a store, 16 ranges unless the name says " +
-			"otherwise, 1 client",
+			"otherwise, 1 client; ridge-rowless has its row cache off and runs batches only",
 		"etcd " + etcd + ", defaults (fsync on), quota 8 GiB, 12 client connections over all " +
 			"members, linearizable reads",
 		"NATS " + nats + ", JetStream KV R3, file storage, defaults (no fsync for each write), " +

@@ -103,6 +103,10 @@ func (m *match) blocksOf(callers []int) ([][]event, error) {
 	return slices.DeleteFunc(out, func(b []event) bool { return len(b) == 0 }), nil
 }
 
+// rowless is Ridge without its row cache: batches show how far the way to Badger
+// and back is. It runs nothing else.
+const rowless = "ridge-rowless"
+
 // has reports whether a system can do what a workload needs.
 func has(conn system.Conn, name string) bool {
 	switch c := conn.Caller(0); name {
@@ -129,6 +133,11 @@ func (m *match) contestants(phase int) ([]*contestant, error) {
 			c.system = &system.Etcd{Binary: m.o.peer("etcdnode")}
 		case "nats":
 			c.system = &system.NATS{Binary: m.o.peer("natsnode")}
+		case rowless:
+			c.system = &system.Ridge{
+				Binary: absolute(m.o.ridge), Splits: m.rows.Splits(16),
+				StoreFlags: append(strings.Fields(m.o.storeFlags), "--storage-row-cache-size", "off"),
+			}
 		default:
 			name, binary, other := strings.Cut(spec, "=")
 			kind, ranges, counted := strings.Cut(name, "@")
@@ -193,9 +202,16 @@ func (m *match) phase(ctx context.Context, phase int, all []*contestant) {
 	for round := range m.o.rounds {
 		for _, block := range m.blocks {
 			for _, c := range all {
-				if c.failed == nil {
+				if c.failed == nil && slices.ContainsFunc(block, func(e event) bool {
+					return m.runs(c, e)
+				}) {
 					m.attempt(c, fmt.Sprintf("round %d", round+1), m.turn(ctx, c, block))
 				}
+			}
+			if isBatches(block) && slices.ContainsFunc(all, func(c *contestant) bool {
+				return m.runs(c, block[0])
+			}) {
+				m.badgers(ctx)
 			}
 		}
 	}
@@ -266,7 +282,7 @@ func (m *match) turn(ctx context.Context, c *contestant, block []event) error {
 	progress("%-10s serves again after %.1fs", c.name, time.Since(began).Seconds())
 	defer m.suspend(c)
 	for _, e := range block {
-		if !has(conn, e.name) {
+		if !m.runs(c, e) || !has(conn, e.name) {
 			continue
 		}
 		if err := m.point(ctx, c, conn, e); err != nil {

@@ -146,7 +146,7 @@ func least(m map[string]int64, name string, v int64) {
 
 // pieces measures the raw pieces that ratios need.
 func (r *run) pieces(ctx context.Context) error {
-	for _, p := range ceiling.Pieces(benchKeys) {
+	for _, p := range ceiling.Pieces(workload.NewRows(benchKeys)) {
 		if !slices.ContainsFunc(ratios, func(v ratio) bool { return v.raw == p.Name }) {
 			continue
 		}
