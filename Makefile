@@ -23,7 +23,7 @@ UNITS    = $$(go list ./... | grep -v ^$(MODULE)/tests/)
 CLUSTERS = $$(go list ./tests/...)
 
 .PHONY: all build fmt test race unit lint vet gofumpt staticcheck edges proto proto-check \
-	demo dev sim test-cluster linearizability chaos compatibility bench bench-build bench-peers bench-smoke bench-test bench-check idle clean help
+	demo dev sim test-cluster linearizability chaos compatibility bench bench-build bench-peers bench-batches bench-large bench-smoke bench-test bench-check idle clean help
 
 all: build lint test ## build, lint and test
 
@@ -86,6 +86,12 @@ bench-build: build ## build what bench-peers and bench-smoke run, into bin/bench
 
 bench-peers: bench-build ## Ridge, etcd and NATS in one interleaved run (45 min; QUICK=1: 8 min)
 	bin/bench/peers $(PEERS)
+
+bench-batches: bench-build ## batches of 512 rows without a row cache, raw Badger in turns beside them
+	bin/bench/peers -systems ridge-rowless -workloads bulkwrite,batchget -ceilings=false -badgers $(PEERS)
+
+bench-large: bench-build ## 10 M rows on three stores (LARGE='-keys 30000000 -stores 1': 30 M on one)
+	bin/bench/large $(LARGE)
 
 bench-smoke: bench-build ## allocations and ratios beside the last stored ones (< 2 min)
 	bin/bench/smoke $(SMOKE)

@@ -237,8 +237,8 @@ func next[T any](slab *[]T) *T {
 }
 
 // request decodes a request in its usual form: the id and then the body, their
-// fields in ascending order, each at most once unless it is repeated. It returns nil for anything else, which may
-// still be valid.
+// fields in ascending order, each at most once unless it is repeated. It returns
+// nil for anything else, which may still be valid.
 func (s *slabs) request(b []byte) *kvpb.Request {
 	d := decoder{b: b}
 	id := d.uint(tagID)

@@ -49,8 +49,8 @@ func (o *options) flags(f *flag.FlagSet) {
 	f.BoolVar(&o.quick, "quick", os.Getenv("QUICK") != "",
 		"a run of at most 8 minutes instead of 45 (default: QUICK is set)")
 	f.StringVar(&o.phases, "systems", "",
-		"what is interleaved: ridge, ridge@RANGES, ridge-rowless, NAME[@RANGES]=RIDGE_BINARY, etcd, nats, "+
-			"separated by commas; phases by semicolons")
+		"what is interleaved: ridge, ridge@RANGES, ridge-rowless, NAME[@RANGES]=RIDGE_BINARY, "+
+			"etcd, nats, separated by commas; phases by semicolons")
 	f.StringVar(&o.workloads, "workloads", "put,get,a,b,e,bulkwrite,batchget",
 		"put, get, YCSB a, b, e, and batches of 512 rows")
 	f.StringVar(&o.callers, "callers", "64,256,1000",
