@@ -94,6 +94,10 @@ func (a *Agent) CatchUp(ctx context.Context) error {
 		wg.Go(func() {
 			defer func() { <-slots }()
 			for ctx.Err() == nil && r.State().Serving() {
+				if !a.d.Host.Leader(r.RangeID()).Known { // the question would be lost
+					sleep(ctx, 20*time.Millisecond)
+					continue
+				}
 				one, cancel := context.WithTimeout(ctx, askTimeout)
 				err := a.d.Host.CaughtUp(one, r.RangeID())
 				cancel()

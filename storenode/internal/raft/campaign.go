@@ -211,6 +211,7 @@ func (h *Host) campaign(ctx context.Context) error {
 		var messages []pb.Message
 		messages, next = h.stepBirths(now, messages, next)
 		messages, next = h.stepDeaths(now, messages, next)
+		messages, next = h.stepVacancies(now, messages, next)
 		for batch := range slices.Chunk(messages, messagesAtOnce) {
 			if !h.door.inject(batch) {
 				return nil // closing

@@ -61,6 +61,8 @@ type Host struct {
 	events   *eventQueue
 	births   *births
 	deaths   *deaths
+	// vacancies are the ranges that nobody leads. Only the campaign loop uses them.
+	vacancies map[uint64]*vacancy
 	// ticks counts what NodeHost's clock has counted, give or take one.
 	ticks atomic.Uint64
 	// opened is when NodeHost's clock began.
@@ -139,6 +141,8 @@ func newHost(o Options, d Deps) *Host {
 		events: newEventQueue(),
 		births: newBirths(),
 		deaths: newDeaths(),
+
+		vacancies: make(map[uint64]*vacancy),
 	}
 	h.metrics = newMetrics(o.Registerer, h)
 	h.futures = newFutures(h.ended)
