@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"maps"
 	"sync"
 	"time"
 
@@ -67,16 +68,18 @@ func (h *health) setRead(k replicaKey) {
 }
 
 // settle replaces what is known of learners elsewhere, and forgets the local
-// ones that are gone.
-func (h *health) settle(ready, local map[replicaKey]bool) {
+// ones that are gone. It reports whether PD has to hear of it.
+func (h *health) settle(ready, local map[replicaKey]bool) (changed bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	changed = !maps.Equal(h.mu.ready, ready)
 	h.mu.ready = ready
 	for k := range h.mu.read {
 		if !local[k] {
 			delete(h.mu.read, k)
 		}
 	}
+	return changed
 }
 
 // lookAfterLearners asks the stores of learners of led ranges how far they are.
@@ -95,7 +98,9 @@ func (a *Agent) lookAfterLearners(ctx context.Context) error {
 				}
 			}
 		}
-		a.health.settle(ready, local)
+		if a.health.settle(ready, local) {
+			a.Kick()
+		}
 		return nil
 	})
 }
