@@ -250,11 +250,11 @@ func (d *devCluster) addPD() error {
 	if err != nil {
 		return usageError{err}
 	}
-	if err := d.add("pd", server, pdReadiness(server), "--pd-listen", d.layout.PD, registry); err != nil {
-		return err
+	err = d.add("pd", server, pdReadiness(server), "--pd-listen", d.layout.PD, registry)
+	if err == nil {
+		d.members[len(d.members)-1].last = true
 	}
-	d.members[len(d.members)-1].last = true
-	return nil
+	return err
 }
 
 func (d *devCluster) addStore(i int) error {
