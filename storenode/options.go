@@ -58,8 +58,8 @@ type Options struct {
 	// MemoryBytes.
 	Engine EngineOptions
 
-	// Tick is Raft's clock. Default 200 ms. Elections take 10 to 20 ticks when
-	// no store notices a death by itself.
+	// Tick is Raft's clock. Default 500 ms. Fewer ticks cost less of a core where
+	// there are many ranges. Elections do not wait for it: they are called on demand.
 	Tick time.Duration
 	// LogKind is the format of the Raft log: "ridge-log", one log and one fsync
 	// for all ranges, or "sharded-pebble", Dragonboat's own. Frozen by the first
@@ -137,7 +137,7 @@ const (
 func (o Options) withDefaults() Options {
 	setDefault(&o.RaftAddress, o.RaftListenAddress)
 	setDefault(&o.MemoryBytes, defaultMemoryBytes)
-	setDefault(&o.Tick, 200*time.Millisecond)
+	setDefault(&o.Tick, 500*time.Millisecond)
 	setDefault(&o.HeartbeatInterval, time.Second)
 	setDefault(&o.RangeHeartbeatInterval, 10*time.Second)
 	setDefault(&o.PingInterval, 100*time.Millisecond)

@@ -23,11 +23,15 @@ import (
 // Birth of a child: TimeoutNow, which skips the pre-vote. Nobody leads a child,
 // so there is nobody to disturb.
 //
-// Death of a store: a burst of LocalTick, which only lets time pass. It keeps
+// Death of a store, and a range without a leader (vacancy.go): a burst of
+// LocalTick, which only lets time pass. It keeps
 // the pre-vote and the voters' patience with a living leader, so that Raft
 // itself demands that a quorum agrees; wrong, it costs nothing.
 //
-// Neither can break Raft: both only move clocks.
+// A transfer that its heir does not take: the leader, which takes no proposals
+// meanwhile, gives it up after an election timeout. It gets a burst, too.
+//
+// None can break Raft: all only move clocks.
 
 const (
 	// maxElectionTicks keeps burstTicks below the receive queue of a replica

@@ -3,6 +3,7 @@ package raft
 import (
 	"math"
 	"path/filepath"
+	"time"
 	_ "unsafe" // for go:linkname
 
 	"github.com/lni/dragonboat/v4/config"
@@ -59,6 +60,9 @@ var minEntrySliceSize uint64
 //go:linkname sendQueueLen github.com/lni/dragonboat/v4/internal/transport.sendQueueLen
 var sendQueueLen uint64
 
+//go:linkname nodeReloadInterval github.com/lni/dragonboat/v4.nodeReloadInterval
+var nodeReloadInterval time.Duration
+
 //go:linkname dialTimeoutSecond github.com/lni/dragonboat/v4/internal/transport.dialTimeoutSecond
 var dialTimeoutSecond uint64
 
@@ -93,6 +97,10 @@ func setSoftSettings() map[string]uint64 {
 	set("SendQueueLength", &sendQueueLen, 8192)
 	// A stop waits for attempts to dial a host that does not answer.
 	set("GetConnectedTimeoutSecond", &dialTimeoutSecond, 2)
+	// Each worker visits all its replicas this often, in case a bell was missed:
+	// most of what idle ranges cost. Replicas come and go by a bell of their own.
+	found["NodeReloadMillisecond"] = uint64(nodeReloadInterval.Milliseconds())
+	nodeReloadInterval = 500 * time.Millisecond
 	return found
 }
 

@@ -25,6 +25,8 @@ const (
 	caughtUpTimeout = time.Second
 	// transferRetry is how often a transfer of leadership is asked for again.
 	transferRetry = time.Second
+	// heartbeatAnswers is how long the answers to heartbeats are waited for.
+	heartbeatAnswers = 50 * time.Millisecond
 )
 
 // Membership returns the members of a range and the config-change index they
@@ -183,13 +185,19 @@ func (h *Host) tryChange(ctx context.Context, rangeID uint64, c memberChange) er
 
 // TransferLeader hands leadership to a voter and waits until it leads. It
 // asks again as long as ctx lasts: a target that has entries to apply ignores
-// the call. It does not ask for a target whose store is silent: Raft takes no
-// proposals for an election timeout each time it waits for one.
-func (h *Host) TransferLeader(ctx context.Context, rangeID, replicaID uint64) error {
+// the call. It does not ask for a target whose store is silent. When it fails,
+// the range takes proposals again at once.
+func (h *Host) TransferLeader(ctx context.Context, rangeID, replicaID uint64) (err error) {
 	r, ok := h.replica(rangeID)
 	if !ok {
 		return fmt.Errorf("raft: transfer range %d: %w", rangeID, ErrNotFound)
 	}
+	asked := false
+	defer func() {
+		if err != nil && asked {
+			h.endTransfer(r)
+		}
+	}()
 	for {
 		changes := r.changes()
 		l := r.leading()
@@ -205,6 +213,7 @@ func (h *Host) TransferLeader(ctx context.Context, rangeID, replicaID uint64) er
 			if err != nil && !errors.Is(err, dragonboat.ErrSystemBusy) {
 				return fmt.Errorf("raft: transfer range %d: %w", rangeID, err)
 			}
+			asked = true
 		}
 		timer := time.NewTimer(transferRetry)
 		select {
@@ -220,6 +229,27 @@ func (h *Host) TransferLeader(ctx context.Context, rangeID, replicaID uint64) er
 			return fmt.Errorf("raft: transfer range %d to replica %d: replica %d leads: %w",
 				rangeID, replicaID, l.ReplicaID, ErrNotLeader)
 		}
+	}
+}
+
+// endTransfer makes the leader here give up a transfer: it does so when an
+// election timeout of ticks has passed since it was asked, and takes no
+// proposals until then. That is also when it counts the voters it has heard, so
+// the first ticks send heartbeats, and the others wait for the answers.
+func (h *Host) endTransfer(r *replica) {
+	if !r.leading().Self {
+		return
+	}
+	h.metrics.injections.inc("transfer")
+	beat := h.opts.HeartbeatTicks
+	if !h.door.inject(h.ticksFor(nil, r, beat)) {
+		return // closing
+	}
+	timer := time.NewTimer(heartbeatAnswers)
+	defer timer.Stop()
+	<-timer.C
+	if r.leading().Self {
+		h.door.inject(h.ticksFor(nil, r, h.opts.ElectionTicks-beat))
 	}
 }
 

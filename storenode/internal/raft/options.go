@@ -45,7 +45,7 @@ type Options struct {
 	// whenever a connection is made and must not block.
 	Resolve func(storeID uint64) (address string, ok bool)
 
-	// Tick is Raft's clock. Default 200 ms. Timeouts of calls are counted in
+	// Tick is Raft's clock. Default 500 ms. Timeouts of calls are counted in
 	// it. Failover does not depend on it: see campaign.go.
 	Tick time.Duration
 	// HeartbeatTicks is the leader's beat. Default 2.
@@ -92,7 +92,7 @@ type Options struct {
 // withDefaults returns o with every zero field filled in.
 func (o Options) withDefaults() Options {
 	setDefault(&o.AdvertiseAddress, o.ListenAddress)
-	setDefault(&o.Tick, 200*time.Millisecond)
+	setDefault(&o.Tick, 500*time.Millisecond)
 	setDefault(&o.HeartbeatTicks, 2)
 	setDefault(&o.ElectionTicks, 10)
 	o.LogKind, o.LogShards, o.ExecShards = LogDefaults(o.LogKind, o.LogShards, o.ExecShards)

@@ -22,6 +22,9 @@ const (
 	// which has just become leader make it step down.
 	vacancyRetry  = 300 * time.Millisecond
 	vacancyRounds = 20
+	// vacancyRest is between later rounds: most of the voters are away, and
+	// ordinary elections would take twice as long to see that they are back.
+	vacancyRest = 2 * time.Second
 )
 
 // vacantAfter is how long the replicas of a living leader may not know it: a
@@ -46,9 +49,6 @@ func (h *Host) stepVacancies(
 			delete(h.vacancies, rangeID)
 			continue
 		}
-		if c.round >= vacancyRounds {
-			continue // ordinary elections must do
-		}
 		if !now.Before(c.next) {
 			g := electorateOf(infos[rangeID])
 			rank, ranks := rankOf(rangeID, h.opts.StoreID, g, silent)
@@ -60,6 +60,9 @@ func (h *Host) stepVacancies(
 			}
 			c.round++
 			c.next = now.Add(vacancyRetry + rand.N(vacancyRetry/2))
+			if c.round >= vacancyRounds {
+				c.next = now.Add(vacancyRest + rand.N(vacancyRest/2))
+			}
 		}
 		if c.next.Before(next) {
 			next = c.next

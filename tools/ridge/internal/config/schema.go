@@ -131,7 +131,7 @@ func Store() Schema {
 		{key: "labels", kind: kindLabels, flag: "labels", help: "where it stands, as zone=a,rack=7"},
 		{
 			key: "raft.tick", kind: kindDuration, min: int64(10 * time.Millisecond),
-			help: "Raft's clock (default 200ms)",
+			help: "Raft's clock (default 500ms)",
 		},
 		{
 			key: "drain_timeout", kind: kindDuration, min: int64(time.Millisecond),
