@@ -227,12 +227,15 @@ func (n *node) loadCatalog(context.Context) error {
 
 func (n *node) startRaft(ctx context.Context) error {
 	checker := apply.NewChecker(n.engine, n.o.Logger)
+	budget := n.o.Budget()
+	n.o.Logger.Info("memory", "parts", budget.String())
 	o := raft.Options{
 		Dir: n.o.directories().log, ClusterID: n.ident.GetClusterId(),
 		StoreID: n.ident.GetStoreId(), ListenAddress: n.o.RaftListenAddress,
 		AdvertiseAddress: n.o.RaftAddress, Resolve: n.book.Resolve, Tick: n.o.Tick,
 		ExecShards: n.o.ExecShards, LogShards: n.o.LogShards, LogKind: n.o.LogKind,
-		IntakeBytes: uint64(n.o.MemoryBytes / 16), Logger: n.o.Logger, Registerer: n.o.Registerer,
+		IntakeBytes: uint64(budget.Intake), SendQueueBytes: uint64(budget.SendQueue),
+		Logger: n.o.Logger, Registerer: n.o.Registerer,
 	}
 	if t := n.o.TLS; t != nil {
 		o.TLS = &raft.TLSFiles{CA: t.CA, Cert: t.Cert, Key: t.Key}

@@ -47,8 +47,8 @@ type Options struct {
 	// whole disk. Growing writes are refused near it, and the store stops
 	// cleanly at it.
 	CapacityBytes uint64
-	// MemoryBytes is the budget of the process; caches and memtables are cut
-	// from it. Default 1 GiB. Below 256 MiB it is refused. The Go memory limit
+	// MemoryBytes is the budget of the process; Budget says how it is divided.
+	// Default 1 GiB. Below 256 MiB it is refused. The Go memory limit
 	// is set by the caller.
 	MemoryBytes int64
 	// SyncWrites makes every engine commit wait for the disk. Default false:
@@ -103,13 +103,14 @@ type EngineOptions struct {
 	// MemTableSizeBytes is the size of one memtable. Default: 64 MiB from
 	// 1 GiB of memory on, else 32 MiB, the least that is accepted.
 	MemTableSizeBytes int64
-	// NumMemtables is how many memtables may wait. Default 5, or 2 below 1 GiB.
+	// NumMemtables is how many memtables may wait. Default: what a third of the
+	// memory holds, 1 to 5. Fewer means that writes wait sooner for the disk.
 	NumMemtables int
-	// BlockCacheSizeBytes is the read cache. Default: a quarter of the memory
-	// budget.
+	// BlockCacheSizeBytes is the read cache. Default: what the other parts of the
+	// memory budget leave.
 	BlockCacheSizeBytes int64
 	// RowCacheSizeBytes is the cache of rows that answers point reads. Default:
-	// an eighth of the memory budget. Negative: none.
+	// an eighth of the memory budget, a 32nd below 512 MiB. Negative: none.
 	RowCacheSizeBytes int64
 	// IndexCacheSizeBytes is unused without encryption. Default: the engine's.
 	IndexCacheSizeBytes int64
@@ -117,7 +118,7 @@ type EngineOptions struct {
 	NumLevelZeroTables int
 	// LevelSizeMultiplier is the growth from level to level. Default 10.
 	LevelSizeMultiplier int
-	// NumCompactors run compactions. Default 3, at least 2.
+	// NumCompactors run compactions. Default 3, or 2 below 1 GiB; at least 2.
 	NumCompactors int
 	// Compression of tables: "snappy", "zstd" or "none". Default snappy.
 	Compression string
@@ -144,18 +145,9 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.SilenceAfter, 500*time.Millisecond)
 	setDefault(&o.DrainTimeout, 5*time.Second)
 	setDefault(&o.Logger, slog.New(slog.DiscardHandler))
-	e := &o.Engine
-	small := o.MemoryBytes < defaultMemoryBytes
-	if small {
-		setDefault(&e.MemTableSizeBytes, 32<<20)
-		setDefault(&e.NumMemtables, 2)
-	} else {
-		setDefault(&e.MemTableSizeBytes, 64<<20)
-		setDefault(&e.NumMemtables, 5)
-	}
-	setDefault(&e.BlockCacheSizeBytes, o.MemoryBytes/4)
-	setDefault(&e.RowCacheSizeBytes, o.MemoryBytes/8)
-	setDefault(&e.FlushInterval, time.Second)
+	o = o.divided()
+	setDefault(&o.Engine.BlockCacheSizeBytes, o.Budget().BlockCache)
+	setDefault(&o.Engine.FlushInterval, time.Second)
 	return o
 }
 
@@ -213,6 +205,8 @@ func (o Options) Validate() error {
 	}
 	if o.MemoryBytes < minMemoryBytes {
 		fault("memory %d: the least is %d", o.MemoryBytes, minMemoryBytes)
+	} else if b := o.Budget(); b.All() > o.MemoryBytes {
+		fault("memory of %d MiB is less than its parts: %s", o.MemoryBytes>>20, b)
 	}
 	if o.SilenceAfter < 2*o.PingInterval {
 		fault("silence after %v: less than two ping intervals of %v suspects healthy stores",

@@ -40,7 +40,7 @@ func New(options Options) (*Server, error) {
 	}
 	o := options.withDefaults()
 	s := &Server{options: o, door: service.New(service.Options{
-		Logger: o.Logger, Registerer: o.Registerer, InFlightBytes: o.MemoryBytes / 8,
+		Logger: o.Logger, Registerer: o.Registerer, InFlightBytes: o.Budget().inFlightBytes(),
 	})}
 	s.say("not started")
 	return s, nil

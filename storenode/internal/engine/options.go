@@ -225,3 +225,10 @@ func (l badgerLogger) line(level slog.Level, f string, a []any) {
 		l.log.Log(ctx, level, "badger: "+strings.TrimSpace(fmt.Sprintf(f, a...)))
 	}
 }
+
+// MemTableMemory is the memory of a memtable of this size: Badger adds room for
+// the largest transaction and for the nodes of its entries.
+func MemTableMemory(sizeBytes int64) int64 {
+	const largest = 15 // per cent, twice
+	return sizeBytes + 2*(sizeBytes*largest/100)
+}

@@ -56,7 +56,7 @@ func (h *Host) nodeHostConfig(captured *capturedLog) config.NodeHostConfig {
 		ListenAddress:       o.ListenAddress,
 		RaftEventListener:   h.events,
 		SystemEventListener: h.events,
-		MaxSendQueueSize:    256 << 20,
+		MaxSendQueueSize:    o.SendQueueBytes,
 		MaxReceiveQueueSize: 64 << 20,
 	}
 	if o.TLS != nil {

@@ -68,6 +68,9 @@ type Options struct {
 	// from leaders and not applied; beyond it they are dropped and sent again
 	// later. Default 64 MiB; at least 8 MiB, several entries of the largest size.
 	IntakeBytes uint64
+	// SendQueueBytes bounds what waits for the connection to another store.
+	// Default 64 MiB. Beyond it messages are dropped, and Raft sends them again.
+	SendQueueBytes uint64
 
 	// LogSnapshotBytes is how many bytes a range may write until its log is
 	// cut. Default 16 MiB. About twice as much is kept, and replayed at a start.
@@ -97,6 +100,7 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.ElectionTicks, 10)
 	o.LogKind, o.LogShards, o.ExecShards = LogDefaults(o.LogKind, o.LogShards, o.ExecShards)
 	setDefault(&o.IntakeBytes, 64<<20)
+	setDefault(&o.SendQueueBytes, 64<<20)
 	setDefault(&o.LogSnapshotBytes, 16<<20)
 	setDefault(&o.LogSnapshotEntries, 20_000)
 	setDefault(&o.LogSnapshotAge, 10*time.Minute)

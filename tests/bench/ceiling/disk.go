@@ -15,6 +15,7 @@ import (
 	"github.com/dgraph-io/badger/v4/options"
 	"golang.org/x/sys/unix"
 
+	"github.com/ridgekv/ridge/storenode"
 	"github.com/ridgekv/ridge/tests/bench/workload"
 )
 
@@ -23,13 +24,15 @@ func fdatasync(f *os.File) error { return unix.Fdatasync(int(f.Fd())) }
 // openBadger opens a Badger with the settings of Ridge's engine at the default
 // memory budget, managed, so that the application chooses the versions.
 func openBadger(dir string) (*badger.DB, error) {
+	const arena = 64<<20 + 2*(64<<20*15/100)
+	budget := storenode.Options{}.Budget()
 	return badger.OpenManaged(badger.DefaultOptions(dir).
 		WithLogger(nil).WithMetricsEnabled(false).WithSyncWrites(false).WithDetectConflicts(false).
-		WithNumVersionsToKeep(1).WithMemTableSize(64 << 20).WithNumMemtables(5).
+		WithNumVersionsToKeep(1).WithMemTableSize(64 << 20).WithNumMemtables(int(budget.Memtables/arena) - 2).
 		WithNumLevelZeroTables(5).WithNumLevelZeroTablesStall(20).WithBaseTableSize(8 << 20).
 		WithBaseLevelSize(256 << 20).WithNumCompactors(3).WithCompactL0OnClose(false).
 		WithValueThreshold(1 << 20).WithValueLogFileSize(16 << 20).
-		WithCompression(options.Snappy).WithBlockCacheSize(256 << 20))
+		WithCompression(options.Snappy).WithBlockCacheSize(budget.BlockCache))
 }
 
 const keyBytes = 24

@@ -18,6 +18,7 @@ import (
 	"github.com/dustin/go-humanize"
 
 	"github.com/ridgekv/ridge/client"
+	"github.com/ridgekv/ridge/storenode"
 	"github.com/ridgekv/ridge/tests/harness"
 )
 
@@ -91,12 +92,13 @@ func (r *run) rate(
 
 // openRaw opens what a store with the default budget has written, with its caches.
 func openRaw(dir string) (*badger.DB, error) {
+	budget := storenode.Options{MemoryBytes: memoryBytes}.Budget()
 	return badger.OpenManaged(badger.DefaultOptions(dir).
 		WithLogger(nil).WithMetricsEnabled(false).WithDetectConflicts(false).
 		WithNumVersionsToKeep(1).WithMemTableSize(64 << 20).WithBaseTableSize(8 << 20).
 		WithBaseLevelSize(256 << 20).WithNumCompactors(2).WithCompactL0OnClose(false).
 		WithValueThreshold(1 << 20).WithValueLogFileSize(16 << 20).
-		WithCompression(options.Snappy).WithBlockCacheSize(memoryBytes / 4))
+		WithCompression(options.Snappy).WithBlockCacheSize(budget.BlockCache))
 }
 
 // rawGets reads random rows from the files of a store that has stopped, on all

@@ -193,7 +193,9 @@ func FuzzParseBytes(f *testing.F) {
 
 // TestExamples: the files in deploy are accepted as they are.
 func TestExamples(t *testing.T) {
-	for name, s := range map[string]Schema{"pd.yaml": PD(), "store.yaml": Store()} {
+	for name, s := range map[string]Schema{
+		"pd.yaml": PD(), "store.yaml": Store(), "small.yaml": Store(),
+	} {
 		path := filepath.Join("..", "..", "..", "..", "deploy", "config", name)
 		v, err := load(t, s, "", nil, "--config", path)
 		if err != nil {
