@@ -65,7 +65,8 @@ func (s *Service) storeInfos(l *Leading) []*pdpb.StoreInfo {
 	var out []*pdpb.StoreInfo
 	for _, st := range l.Topology.Stores() {
 		out = append(out, &pdpb.StoreInfo{
-			Store: shown(st.Store, isDown(st, now, downAfter)), Stats: st.Stats, LastHeartbeatUnixMs: uint64(st.Heard.UnixMilli()),
+			Store: shown(st.Store, isDown(st, now, downAfter)), Stats: st.Stats,
+			LastHeartbeatUnixMs: uint64(st.Heard.UnixMilli()),
 		})
 	}
 	return out
