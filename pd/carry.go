@@ -47,10 +47,13 @@ type carrying struct {
 	flying    map[uint64]int
 	done      int
 	bytesDone uint64
-	// stamps are what the ranges must look like.
-	stamps  map[uint64]schedule.Stamp
-	changed []string
-	waiting string
+	// stamps are what the ranges must look like; those that a split makes come in
+	// when they are there.
+	stamps map[uint64]schedule.Stamp
+	// ruleRevision is that of the plan's rule, 0 while it is not set.
+	ruleRevision uint64
+	changed      []string
+	waiting      string
 }
 
 // apply begins a plan, unless something is not as the plan found it.
@@ -62,11 +65,11 @@ func (d *driver) apply(plan *schedule.Blueprint) (*pdpb.PlanProgress, []string) 
 	}
 	for i, m := range plan.Moves {
 		x.pending = append(x.pending, i)
-		if _, ok := x.stamps[m.Op.RangeID]; !ok {
+		if _, ok := x.stamps[m.Op.RangeID]; !ok && !schedule.Foretold(m.Op.RangeID) {
 			x.stamps[m.Op.RangeID] = schedule.StampOf(m.Before)
 		}
 	}
-	changed := x.drift(d.topology.Range, d.view(now))
+	changed := x.drift(d.topology, d.view(now))
 	for id := range x.stamps {
 		if d.operators.Busy(id) {
 			changed = append(changed, fmt.Sprintf("range %d is being changed", id))
@@ -136,7 +139,10 @@ func (d *driver) carry(ctx context.Context, v topology.View, now time.Time) {
 	if stop != "" {
 		x.abort(stop)
 	}
-	x.abort(x.drift(d.topology.Range, v)...)
+	x.abort(x.drift(d.topology, v)...)
+	if x.state == pdpb.PlanState_PLAN_STATE_RUNNING && x.plan.Rule != nil && x.ruleRevision == 0 {
+		d.setRule(ctx, x)
+	}
 	if x.state == pdpb.PlanState_PLAN_STATE_RUNNING {
 		d.beginMoves(ctx, x, now)
 	}
@@ -144,6 +150,28 @@ func (d *driver) carry(ctx context.Context, v topology.View, now time.Time) {
 		d.reach(ctx, x, now)
 	}
 	d.publish(x, now)
+}
+
+// setRule sets the rule of the plan, before the first move: moves against the
+// rules in force would be turned back. From then on the planners want what the
+// plan does; they leave its ranges to it.
+func (d *driver) setRule(ctx context.Context, x *carrying) {
+	r, err := d.m.Propose(ctx, &pdpb.Command{Command: &pdpb.Command_PutRule{
+		PutRule: &pdpb.PutRule{Rule: x.plan.Rule},
+	}})
+	switch {
+	case err != nil:
+		x.abort(fmt.Sprintf("rule %q may not have been set (`ridge rule list` tells): %v",
+			x.plan.Rule.GetId(), err))
+	case r.GetReason() != pdpb.PDErrorReason_PD_ERROR_REASON_UNSPECIFIED:
+		x.abort(fmt.Sprintf("rule %q was refused: %s", x.plan.Rule.GetId(), r.GetMessage()))
+	default:
+		x.ruleRevision = r.GetRule().GetRevision()
+		d.journal.add(&pdpb.Decision{
+			Kind: pdpb.DecisionKind_DECISION_KIND_ADMIN, Why: "plan " + x.plan.ID,
+			What: fmt.Sprintf("placement rule %q is set", x.plan.Rule.GetId()),
+		})
+	}
 }
 
 // beginMoves admits what the limits allow. A move waits for the one before it on
@@ -157,9 +185,12 @@ func (d *driver) beginMoves(ctx context.Context, x *carrying, now time.Time) {
 	x.waiting = ""
 	for _, i := range x.pending {
 		m := x.plan.Moves[i]
-		r := d.topology.Range(m.Op.RangeID)
+		r, _ := m.Find(d.topology)
 		if waits[m.Op.RangeID] || r == nil {
 			rest = append(rest, i)
+			if r == nil {
+				x.waiting = "a range is not there yet that a split makes"
+			}
 			continue
 		}
 		waits[m.Op.RangeID] = true
@@ -217,14 +248,13 @@ func (d *driver) moveEnded(e operator.Ended, now time.Time) {
 		return
 	}
 	delete(x.flying, e.Operator.ID)
-	id := e.Operator.RangeID
 	if e.Failure != "" {
-		x.abort(fmt.Sprintf("the move of range %d failed: %s", id, e.Failure))
+		x.abort(fmt.Sprintf("the move of range %d failed: %s", e.Operator.RangeID, e.Failure))
 	} else {
 		x.done, x.moved = x.done+1, now
 		x.bytesDone += x.plan.Moves[i].Bytes
-		if r := d.topology.Range(id); r != nil {
-			x.stamps[id] = schedule.StampOf(r)
+		if r := d.topology.Range(e.Operator.RangeID); r != nil {
+			x.stamps[x.plan.Moves[i].Op.RangeID] = schedule.StampOf(r)
 		}
 	}
 	d.publish(x, now)
@@ -260,10 +290,8 @@ func (d *driver) publish(x *carrying, now time.Time) {
 const maxChanges = 16
 
 // drift tells what is not as the plan expects it, for the moves not begun.
-func (x *carrying) drift(
-	find func(uint64) *topology.Range, v topology.View,
-) []string {
-	changed := x.plan.StoresChanged(v)
+func (x *carrying) drift(t *topology.Topology, v topology.View) []string {
+	changed := append(x.plan.StoresChanged(v), x.plan.RulesChanged(v, x.ruleRevision)...)
 	seen := map[uint64]bool{}
 	for _, i := range x.flying {
 		seen[x.plan.Moves[i].Op.RangeID] = true
@@ -274,7 +302,16 @@ func (x *carrying) drift(
 			continue
 		}
 		seen[m.Op.RangeID] = true
-		if why := m.Changed(find(m.Op.RangeID), x.stamps[m.Op.RangeID]); why != "" {
+		r, why := m.Find(t)
+		if schedule.Foretold(m.Op.RangeID) && r != nil {
+			if _, met := x.stamps[m.Op.RangeID]; !met {
+				x.stamps[m.Op.RangeID] = schedule.StampOf(r)
+			}
+		}
+		if why == "" && (r != nil || !schedule.Foretold(m.Op.RangeID)) {
+			why = m.Changed(r, x.stamps[m.Op.RangeID])
+		}
+		if why != "" {
 			changed = append(changed, why)
 		}
 	}
@@ -282,10 +319,15 @@ func (x *carrying) drift(
 }
 
 func (x *carrying) abort(why ...string) {
-	if len(why) > 0 {
-		x.state = pdpb.PlanState_PLAN_STATE_ABORTED
-		x.changed = append(x.changed, why...)
+	if len(why) == 0 {
+		return
 	}
+	if x.state != pdpb.PlanState_PLAN_STATE_ABORTED && x.ruleRevision != 0 {
+		why = append(why, fmt.Sprintf("rule %q stays set, and planning follows it from here",
+			x.plan.Rule.GetId()))
+	}
+	x.state = pdpb.PlanState_PLAN_STATE_ABORTED
+	x.changed = append(x.changed, why...)
 }
 
 // claims are the ranges that the plan under way will move: other planners, but for
@@ -294,7 +336,9 @@ func (d *driver) claims() map[uint64]bool {
 	out := map[uint64]bool{}
 	if x, _ := d.carrier.running(); x != nil {
 		for _, i := range x.pending {
-			out[x.plan.Moves[i].Op.RangeID] = true
+			if r, _ := x.plan.Moves[i].Find(d.topology); r != nil {
+				out[r.Range.GetRangeId()] = true
+			}
 		}
 	}
 	return out

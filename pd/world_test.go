@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -58,7 +59,9 @@ func (w *world) store(ctx context.Context, name string) {
 	for ctx.Err() == nil && id == 0 {
 		_ = w.call(ctx, func(c pdpb.PDServiceClient) error {
 			r, err := c.RegisterStore(ctx, &pdpb.RegisterStoreRequest{
-				Store: &metapb.Store{GrpcAddress: name + ":1", RaftAddress: name + ":2"},
+				Store: &metapb.Store{
+					GrpcAddress: name + ":1", RaftAddress: name + ":2", Labels: labelsOf(name),
+				},
 			})
 			if err == nil {
 				err = asError(r.GetError())
@@ -77,6 +80,14 @@ func (w *world) store(ctx context.Context, name string) {
 		}
 		rest(ctx)
 	}
+}
+
+// labelsOf are the labels of a store by its name: "s4@eu" is in the zone eu.
+func labelsOf(name string) map[string]string {
+	if _, zone, ok := strings.Cut(name, "@"); ok {
+		return map[string]string{"zone": zone}
+	}
+	return nil
 }
 
 func rest(ctx context.Context) {

@@ -33,6 +33,19 @@ func (p *Planner) checkSplit(r *topology.Range, settled bool) (*operator.Operato
 	return p.checkLoad(r)
 }
 
+// divideFirst wants a range divided where a rule begins or ends, if that can be
+// done now.
+func (p *Planner) divideFirst(r *topology.Range) *operator.Operator {
+	if p.boundary(r) == nil {
+		return nil
+	}
+	if _, rests := p.f.Rest(r.Range.GetRangeId(), BySplit); rests {
+		return nil
+	}
+	op, _ := p.checkSplit(r, false)
+	return op
+}
+
 // checkLoad divides a range that bears too much load where its store says that
 // the load is halved. A single hot key cannot be divided: it is named.
 func (p *Planner) checkLoad(r *topology.Range) (*operator.Operator, Verdict) {

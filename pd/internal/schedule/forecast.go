@@ -1,6 +1,7 @@
 package schedule
 
 import (
+	"bytes"
 	"cmp"
 	"math"
 	"slices"
@@ -39,7 +40,8 @@ type Forecast struct {
 	Cut bool
 }
 
-// Move is an operator of a forecast.
+// Move is an operator of a forecast. Ranges that only the forecast knows, because
+// a move before divides another, have ids of its own: Foretold tells.
 type Move struct {
 	Op *operator.Operator
 	// Before is the range as the operator finds it.
@@ -57,12 +59,52 @@ func (m Move) Replica() bool {
 	})
 }
 
+// Divides reports whether the move splits its range.
+func (m Move) Divides() bool { return divides(m.Op) }
+
+// TransfersLeader reports whether the move brings leadership elsewhere.
+func (m Move) TransfersLeader() bool {
+	return slices.ContainsFunc(m.Op.Steps, func(s operator.Step) bool {
+		return s.Kind == operator.TransferLeader
+	})
+}
+
+// Foretold reports whether an id is that of a range or replica which a forecast
+// made up.
+func Foretold(id uint64) bool { return id > forecastID }
+
 // Foresee runs the planners on v until they want nothing more that concerns is
 // asked about. Splits are left out: they copy nothing. It is pure.
 func Foresee(
 	v topology.View, l operator.Limits, concerns func(*operator.Operator, *topology.Range) bool,
 ) Forecast {
-	s := newSimulation(v, l)
+	return newSimulation(v, l).run(func(o *operator.Operator, r *topology.Range) bool {
+		return !divides(o) && concerns(o, r)
+	})
+}
+
+// ForeseeRule is what the planners would do if rule were set: everything they
+// want then, with the splits where rules begin and end.
+func ForeseeRule(v topology.View, l operator.Limits, rule *pdpb.PlacementRule) Forecast {
+	v.Rules = append(slices.DeleteFunc(slices.Clone(v.Rules),
+		func(r *pdpb.PlacementRule) bool { return r.GetId() == rule.GetId() }), rule)
+	slices.SortFunc(v.Rules, func(a, b *pdpb.PlacementRule) int {
+		return cmp.Compare(a.GetId(), b.GetId())
+	})
+	return newSimulation(v, l).run(func(o *operator.Operator, _ *topology.Range) bool {
+		return !divides(o) || bounds(v.Rules, o.Steps[len(o.Steps)-1].Key)
+	})
+}
+
+// bounds reports whether a rule begins or ends at key.
+func bounds(rules []*pdpb.PlacementRule, key []byte) bool {
+	return len(key) > 0 && slices.ContainsFunc(rules, func(r *pdpb.PlacementRule) bool {
+		return bytes.Equal(r.GetSpan().GetStart(), key) || bytes.Equal(r.GetSpan().GetEnd(), key)
+	})
+}
+
+// run asks the planners again and again, and carries out what is wanted of that.
+func (s *simulation) run(wanted func(*operator.Operator, *topology.Range) bool) Forecast {
 	for round := 0; ; round++ {
 		plan := Schedule(s.v, operator.Flight{Limits: s.wide, Recent: s.recent})
 		s.out.Verdicts = plan.Verdicts
@@ -70,7 +112,7 @@ func Foresee(
 		began := len(s.out.Moves)
 		for _, op := range plan.Operators {
 			i := s.index[op.RangeID]
-			if divides(op) || !concerns(op, s.v.Ranges[i]) {
+			if !wanted(op, s.v.Ranges[i]) {
 				continue
 			}
 			if len(s.out.Moves) == maxForecast {
@@ -139,12 +181,55 @@ func (s *simulation) carryOut(op *operator.Operator, i int) bool {
 		r = After(r, step)
 		m.Margin = min(m.Margin, count(s.v, r, r.Range.GetReplicas()).margin())
 	}
+	if m.Divides() {
+		s.divide(r, i, op.Steps[len(op.Steps)-1].Key)
+		s.out.Moves = append(s.out.Moves, m)
+		return true
+	}
 	s.weigh(m.Before, -1)
 	s.weigh(r, 1)
 	s.v.Ranges[i] = r
 	s.remember(m.Before, r)
 	s.out.Moves = append(s.out.Moves, m)
 	return true
+}
+
+// divide splits the i-th range, as r, at key. How many bytes lie on which side
+// nobody knows yet: each gets half.
+func (s *simulation) divide(r *topology.Range, i int, key []byte) {
+	half := func(id uint64, start, end []byte, members []*metapb.Replica) *topology.Range {
+		epoch := r.Range.GetEpoch()
+		next := *r
+		next.Range = &metapb.Range{
+			RangeId: id, Span: &metapb.Span{Start: start, End: end}, Replicas: members,
+			Epoch: &metapb.Epoch{Config: epoch.GetConfig(), Span: epoch.GetSpan() + 1},
+		}
+		next.Report = &pdpb.RangeReport{
+			SizeBytes: r.Report.GetSizeBytes() / 2, KeyCount: r.Report.GetKeyCount() / 2,
+		}
+		return &next
+	}
+	left := half(r.Range.GetRangeId(), r.Range.GetSpan().GetStart(), key, r.Range.GetReplicas())
+	left.Report.Health = r.Report.GetHealth()
+	var members []*metapb.Replica
+	var leader *metapb.Leader
+	for _, m := range r.Range.GetReplicas() {
+		s.nextID++
+		members = append(members, &metapb.Replica{
+			ReplicaId: s.nextID, StoreId: m.GetStoreId(), Role: m.GetRole(),
+		})
+		if m.GetReplicaId() == r.Leader.GetReplicaId() {
+			leader = &metapb.Leader{ReplicaId: s.nextID, StoreId: m.GetStoreId(), Term: 1}
+		}
+	}
+	s.nextID++
+	right := half(s.nextID, key, r.Range.GetSpan().GetEnd(), members)
+	right.Leader, right.Words = leader, nil
+	s.v.Ranges[i] = left
+	s.v.Ranges = slices.Insert(s.v.Ranges, i+1, right)
+	for k := i + 1; k < len(s.v.Ranges); k++ {
+		s.index[s.v.Ranges[k].Range.GetRangeId()] = k
+	}
 }
 
 // weigh adds a range to what its stores report, or takes it away.

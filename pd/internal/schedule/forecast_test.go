@@ -172,3 +172,63 @@ func TestForecastIsPure(t *testing.T) {
 		t.Error("the picture was changed")
 	}
 }
+
+// A rule that lies within one range divides it first, and only what lies within
+// moves. The picture stays as it was; what the forecast made up is told apart.
+func TestForecastOfARule(t *testing.T) {
+	v := topology.View{
+		Now: now, DownAfter: 1 << 40, SilentAfter: 1 << 40, Replicas: 3, SplitSizeBytes: 1 << 30,
+		Still: "a test",
+	}
+	for id := uint64(1); id <= 6; id++ {
+		v.Stores = append(v.Stores, &topology.Store{
+			Store: &metapb.Store{
+				StoreId: id, State: metapb.StoreState_STORE_STATE_UP,
+				Labels: map[string]string{"ssd": fmt.Sprint(id > 3)},
+			},
+			Heard: now, Stats: &pdpb.StoreStats{},
+		})
+	}
+	v.Ranges = append(v.Ranges, readRange(t, "range 7 voters=1,2,3 leader=1"))
+	v.Ranges[0].Range.Span = &metapb.Span{}
+	v.Ranges[0].Report.SizeBytes = 1 << 20
+	f := ForeseeRule(v, operator.Limits{StoreMoves: 2, LeaderTransfers: 2}, &pdpb.PlacementRule{
+		Id: "fast", Span: &metapb.Span{Start: []byte("b"), End: []byte("c")}, Voters: 3,
+		Constraints: []*pdpb.LabelConstraint{{
+			Key: "ssd", Op: pdpb.LabelConstraint_OP_IN, Values: []string{"true"},
+		}},
+	})
+	var splits, moves int
+	for _, m := range f.Moves {
+		switch {
+		case m.Divides():
+			splits++
+		case m.Replica():
+			moves++
+		}
+		if inside := string(m.Before.Range.GetSpan().GetStart()) == "b"; inside != Foretold(m.Op.RangeID) {
+			t.Errorf("%s upon %v", m.Op, m.Before.Range)
+		}
+		if m.Replica() && m.Bytes != 1<<18 {
+			t.Errorf("%s: a quarter of the range has %d bytes", m.Op, m.Bytes)
+		}
+	}
+	if splits != 2 || moves != 3 || len(f.Verdicts) != 1 || f.Cut {
+		t.Errorf("%d splits, %d moves\n%s", splits, moves, tell(f))
+	}
+	for _, r := range f.After.Ranges {
+		want := uint64(1)
+		if string(r.Range.GetSpan().GetStart()) == "b" {
+			want = 4
+		}
+		for _, m := range r.Range.GetReplicas() {
+			if m.GetStoreId() < want || m.GetStoreId() > want+2 {
+				t.Errorf("%v", r.Range)
+			}
+		}
+	}
+	if len(f.After.Ranges) != 3 || len(v.Ranges) != 1 || len(v.Rules) != 0 {
+		t.Errorf("%d ranges after, %d and %d rules before", len(f.After.Ranges), len(v.Ranges),
+			len(v.Rules))
+	}
+}

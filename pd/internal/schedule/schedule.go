@@ -199,6 +199,12 @@ func (p *Planner) check(r *topology.Range) (*operator.Operator, Verdict) {
 	want := p.aimOf(r)
 	s := p.sortReplicas(r, want)
 	op, why := p.checkRepair(r, want, s)
+	if op != nil && op.By == ByRules {
+		// Not all of a range that crosses the end of a rule shall go where it says.
+		if cut := p.divideFirst(r); cut != nil {
+			return cut, why
+		}
+	}
 	if op != nil {
 		if held := feasible(p.v, r, want.voters, op.Steps); held != "" {
 			return nil, Verdict{By: op.By, Reason: held}

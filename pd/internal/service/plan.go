@@ -1,7 +1,6 @@
 package service
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -61,8 +60,8 @@ func foresee(
 	case *pdpb.PlanSubject_Scatter:
 		return foreseeScatter(v, limits, keys.FromProto(x.Scatter))
 	case *pdpb.PlanSubject_Rule:
-		p, err := foreseeRule(v, limits, x.Rule)
-		return p, nil, err
+		p, b := foreseeRule(v, limits, x.Rule)
+		return p, b, nil
 	}
 	return nil, nil, invalid("the plan has no subject")
 }
@@ -118,21 +117,22 @@ func foreseeScatter(
 
 func foreseeRule(
 	v topology.View, limits operator.Limits, rule *pdpb.PlacementRule,
-) (*pdpb.Plan, error) {
+) (*pdpb.Plan, *schedule.Blueprint) {
 	began := v
 	began.Still = still
-	began.Rules = append(slices.DeleteFunc(slices.Clone(v.Rules),
-		func(r *pdpb.PlacementRule) bool { return r.GetId() == rule.GetId() }), rule)
-	slices.SortFunc(began.Rules, func(a, b *pdpb.PlacementRule) int {
-		return cmp.Compare(a.GetId(), b.GetId())
+	f := schedule.ForeseeRule(began, limits, rule)
+	p, b := planOf("rule "+rule.GetId(), v, f)
+	b.SetsRule(rule)
+	p.PlanId = b.ID
+	p.Blockers = blockersOf(f.Verdicts, func(w schedule.Verdict) bool {
+		return slices.ContainsFunc(f.After.Ranges, func(r *topology.Range) bool {
+			return r.Range.GetRangeId() == w.RangeID &&
+				f.After.Rule(r.Range.GetSpan().GetStart()).GetId() == rule.GetId()
+		})
 	})
-	f := schedule.Foresee(began, limits, func(*operator.Operator, *topology.Range) bool {
-		return true
-	})
-	p, _ := planOf("rule "+rule.GetId(), v, f)
-	p.Complete = !f.Cut
-	p.Blockers = blockersOf(f.Verdicts, func(w schedule.Verdict) bool { return w.RangeID != 0 })
-	return p, nil
+	p.Complete = !f.Cut && len(p.GetBlockers()) == 0
+	b.Short = !p.GetComplete()
+	return p, b
 }
 
 // planOf renders a forecast upon v.
@@ -149,13 +149,19 @@ func planOf(what string, v topology.View, f schedule.Forecast) (*pdpb.Plan, *sch
 			move.Steps = append(move.Steps, s.String())
 		}
 		p.Moves = append(p.Moves, move)
-		if p.Bytes += m.Bytes; m.Replica() {
+		if schedule.Foretold(m.Op.RangeID) {
+			move.RangeId, move.Start = 0, m.Before.Range.GetSpan().GetStart()
+		}
+		switch p.Bytes += m.Bytes; {
+		case m.Replica():
 			p.ReplicaMoves++
-		} else {
+		case m.Divides():
+			p.Splits++
+		case m.TransfersLeader():
 			p.LeaderMoves++
 		}
 		if i == 0 || move.GetMargin() < p.GetLowestMargin() {
-			p.LowestMargin, p.LowestRangeId = move.GetMargin(), m.Op.RangeID
+			p.LowestMargin, p.LowestRangeId = move.GetMargin(), move.GetRangeId()
 		}
 		before := int32(schedule.Margin(v, m.Before))
 		if i == 0 || before < p.GetMarginBefore() {

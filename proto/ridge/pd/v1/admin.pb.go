@@ -2026,7 +2026,10 @@ type PlannedMove struct {
 	// bytes are copied over the network.
 	Bytes uint64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	// margin is how many live voters the range can lose at the worst step.
-	Margin        int32 `protobuf:"varint,5,opt,name=margin,proto3" json:"margin,omitempty"`
+	Margin int32 `protobuf:"varint,5,opt,name=margin,proto3" json:"margin,omitempty"`
+	// start tells a range that is not yet there, its range_id is 0: the one that a
+	// split of this plan lets begin at this key.
+	Start         []byte `protobuf:"bytes,6,opt,name=start,proto3" json:"start,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2094,6 +2097,13 @@ func (x *PlannedMove) GetMargin() int32 {
 		return x.Margin
 	}
 	return 0
+}
+
+func (x *PlannedMove) GetStart() []byte {
+	if x != nil {
+		return x.Start
+	}
+	return nil
 }
 
 // StoreForecast is a store before and after a plan.
@@ -2223,6 +2233,7 @@ type Plan struct {
 	// blockers are what keeps the goal from being reached whole.
 	Blockers []*Blocker       `protobuf:"bytes,11,rep,name=blockers,proto3" json:"blockers,omitempty"`
 	Stores   []*StoreForecast `protobuf:"bytes,12,rep,name=stores,proto3" json:"stores,omitempty"`
+	Splits   uint32           `protobuf:"varint,13,opt,name=splits,proto3" json:"splits,omitempty"`
 	// complete: the goal is reached when all moves are done.
 	Complete      bool `protobuf:"varint,16,opt,name=complete,proto3" json:"complete,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2341,6 +2352,13 @@ func (x *Plan) GetStores() []*StoreForecast {
 		return x.Stores
 	}
 	return nil
+}
+
+func (x *Plan) GetSplits() uint32 {
+	if x != nil {
+		return x.Splits
+	}
+	return 0
 }
 
 func (x *Plan) GetComplete() bool {
@@ -3170,13 +3188,14 @@ const file_ridge_pd_v1_admin_proto_rawDesc = "" +
 	"\asubject\"y\n" +
 	"\x0fMakePlanRequest\x122\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x122\n" +
-	"\asubject\x18\x02 \x01(\v2\x18.ridge.pd.v1.PlanSubjectR\asubject\"\x84\x01\n" +
+	"\asubject\x18\x02 \x01(\v2\x18.ridge.pd.v1.PlanSubjectR\asubject\"\x9a\x01\n" +
 	"\vPlannedMove\x12\x19\n" +
 	"\brange_id\x18\x01 \x01(\x04R\arangeId\x12\x14\n" +
 	"\x05steps\x18\x02 \x03(\tR\x05steps\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
 	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x16\n" +
-	"\x06margin\x18\x05 \x01(\x05R\x06margin\"\xbd\x02\n" +
+	"\x06margin\x18\x05 \x01(\x05R\x06margin\x12\x14\n" +
+	"\x05start\x18\x06 \x01(\fR\x05start\"\xbd\x02\n" +
 	"\rStoreForecast\x12\x19\n" +
 	"\bstore_id\x18\x01 \x01(\x04R\astoreId\x12/\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x19.ridge.meta.v1.StoreStateR\x05state\x12\x1a\n" +
@@ -3187,7 +3206,7 @@ const file_ridge_pd_v1_admin_proto_rawDesc = "" +
 	"\x05bytes\x18\a \x01(\x04R\x05bytes\x12\x1f\n" +
 	"\vbytes_after\x18\b \x01(\x04R\n" +
 	"bytesAfter\x12'\n" +
-	"\x0favailable_bytes\x18\t \x01(\x04R\x0eavailableBytes\"\xd6\x03\n" +
+	"\x0favailable_bytes\x18\t \x01(\x04R\x0eavailableBytes\"\xee\x03\n" +
 	"\x04Plan\x12\x17\n" +
 	"\aplan_id\x18\x01 \x01(\tR\x06planId\x12\x12\n" +
 	"\x04what\x18\x02 \x01(\tR\x04what\x12.\n" +
@@ -3202,7 +3221,8 @@ const file_ridge_pd_v1_admin_proto_rawDesc = "" +
 	"\rmargin_before\x18\n" +
 	" \x01(\x05R\fmarginBefore\x120\n" +
 	"\bblockers\x18\v \x03(\v2\x14.ridge.pd.v1.BlockerR\bblockers\x122\n" +
-	"\x06stores\x18\f \x03(\v2\x1a.ridge.pd.v1.StoreForecastR\x06stores\x12\x1a\n" +
+	"\x06stores\x18\f \x03(\v2\x1a.ridge.pd.v1.StoreForecastR\x06stores\x12\x16\n" +
+	"\x06splits\x18\r \x01(\rR\x06splits\x12\x1a\n" +
 	"\bcomplete\x18\x10 \x01(\bR\bcomplete\"e\n" +
 	"\x10MakePlanResponse\x12*\n" +
 	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x12%\n" +

@@ -62,10 +62,14 @@ func newPlanOf(use, short string, subject func(n uint64) *pdpb.PlanSubject) *cob
 func planObject(p *pdpb.Plan) map[string]any {
 	moves, stores := []map[string]any{}, []map[string]any{}
 	for _, m := range p.GetMoves() {
-		moves = append(moves, map[string]any{
+		move := map[string]any{
 			"range_id": m.GetRangeId(), "steps": m.GetSteps(), "reason": m.GetReason(),
 			"bytes": m.GetBytes(), "margin": m.GetMargin(),
-		})
+		}
+		if m.GetRangeId() == 0 {
+			putBytes(move, "start", m.GetStart())
+		}
+		moves = append(moves, move)
 	}
 	for _, s := range p.GetStores() {
 		stores = append(stores, map[string]any{
@@ -81,7 +85,7 @@ func planObject(p *pdpb.Plan) map[string]any {
 		"replica_moves": p.GetReplicaMoves(), "leader_moves": p.GetLeaderMoves(),
 		"bytes": p.GetBytes(), "estimate_ms": p.GetEstimateMs(), "complete": p.GetComplete(),
 		"lowest_margin": p.GetLowestMargin(), "lowest_range_id": p.GetLowestRangeId(),
-		"margin_before": p.GetMarginBefore(), "blockers": blockerObjects(p.GetBlockers()),
+		"splits": p.GetSplits(), "margin_before": p.GetMarginBefore(), "blockers": blockerObjects(p.GetBlockers()),
 	}
 }
 
@@ -91,7 +95,7 @@ func (c *connection) plan(cmd *cobra.Command, p *pdpb.Plan, limit int) error {
 		var rows [][]string
 		for _, m := range p.GetMoves()[:min(max(0, limit), len(p.GetMoves()))] {
 			rows = append(rows, []string{
-				id(m.GetRangeId()), strings.Join(m.GetSteps(), ", "), humanize.IBytes(m.GetBytes()),
+				plannedRange(m), strings.Join(m.GetSteps(), ", "), humanize.IBytes(m.GetBytes()),
 				strconv.Itoa(int(m.GetMargin())),
 			})
 		}
@@ -115,12 +119,20 @@ func (c *connection) plan(cmd *cobra.Command, p *pdpb.Plan, limit int) error {
 	if err := c.table(out, strings.Fields("STORE STATE REPLICAS LEADERS BYTES"), rows); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "\nplan %s: %s: %d replicas move (%s), %d leaders move, about %s\n",
-		p.GetPlanId(), p.GetWhat(), p.GetReplicaMoves(), humanize.IBytes(p.GetBytes()),
+	splits := ""
+	if p.GetSplits() > 0 {
+		splits = fmt.Sprintf("%d splits, ", p.GetSplits())
+	}
+	fmt.Fprintf(out, "\nplan %s: %s: %s%d replicas move (%s), %d leaders move, about %s\n",
+		p.GetPlanId(), p.GetWhat(), splits, p.GetReplicaMoves(), humanize.IBytes(p.GetBytes()),
 		p.GetLeaderMoves(), millis(p.GetEstimateMs()))
 	if len(p.GetMoves()) > 0 {
-		fmt.Fprintf(out, "voters that the worst range (%d) can lose on the way: %d; now: %d\n",
-			p.GetLowestRangeId(), p.GetLowestMargin(), p.GetMarginBefore())
+		worst := "one that a split makes"
+		if p.GetLowestRangeId() != 0 {
+			worst = id(p.GetLowestRangeId())
+		}
+		fmt.Fprintf(out, "voters that the worst range (%s) can lose on the way: %d; now: %d\n",
+			worst, p.GetLowestMargin(), p.GetMarginBefore())
 	}
 	if !p.GetComplete() {
 		fmt.Fprintln(out, "that does not reach the goal: see the reasons given")
@@ -129,6 +141,14 @@ func (c *connection) plan(cmd *cobra.Command, p *pdpb.Plan, limit int) error {
 		fmt.Fprintln(out, "  "+blockerText(b))
 	}
 	return nil
+}
+
+// plannedRange names the range of a move; one that a split makes has no id yet.
+func plannedRange(m *pdpb.PlannedMove) string {
+	if m.GetRangeId() == 0 {
+		return "from " + plain(m.GetStart())
+	}
+	return id(m.GetRangeId())
 }
 
 func newWhatIf() *cobra.Command {

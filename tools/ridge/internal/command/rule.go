@@ -100,27 +100,22 @@ func newPlanRule() *cobra.Command {
 	var c connection
 	cmd := &cobra.Command{
 		Use: "rule FILE", Short: "What a placement rule would move",
-		Long: "Show what setting the placement rule of a file would move.\n\n" + ruleFileHelp,
+		Long: "Show what setting the placement rule of a file would move, and where ranges would be\n" +
+			"divided. How many bytes lie on which side of a split is not known before: each is\n" +
+			"taken for half. With --apply the rule is set, and then exactly those moves are made.\n\n" +
+			ruleFileHelp,
 		Args: cobra.ExactArgs(1),
 	}
 	limit := cmd.Flags().Int("limit", 20, "how many moves the table shows; JSON has all")
+	apply := cmd.Flags().Bool("apply", false, "set the rule and carry the plan out, showing progress")
 	return c.add(cmd, func(cmd *cobra.Command, args []string) error {
 		rule, err := readRule(cmd.InOrStdin(), args[0])
 		if err != nil {
 			return err
 		}
-		return c.withPD(cmd, func(ctx context.Context, pd *pdclient.Client) error {
-			r, err := pd.MakePlan(ctx, &pdpb.PlanSubject{
-				Subject: &pdpb.PlanSubject_Rule{Rule: rule},
-			})
-			if err != nil {
-				return err
-			}
-			if c.json() {
-				return c.object(cmd.OutOrStdout(), planObject(r.GetPlan()))
-			}
-			return c.plan(cmd, r.GetPlan(), *limit)
-		})
+		return c.makePlan(cmd, &pdpb.PlanSubject{
+			Subject: &pdpb.PlanSubject_Rule{Rule: rule},
+		}, *limit, *apply)
 	})
 }
 
