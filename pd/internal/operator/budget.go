@@ -97,21 +97,35 @@ func (b *Budget) RoomForAll(ops []*Operator) string {
 	return ""
 }
 
+// moves is how many replicas a store may receive, and send, for operators of a
+// priority.
+func (b *Budget) moves(p Priority) int {
+	if p >= Balance {
+		return max(1, b.limits.StoreMoves-1)
+	}
+	return b.limits.StoreMoves
+}
+
+// RoomToReceive says why no operator of a priority may add a replica to a store
+// now; empty when one may, as far as that store goes.
+func (b *Budget) RoomToReceive(store uint64, p Priority) string {
+	if n := b.of(store).receives; n >= b.moves(p) {
+		return fmt.Sprintf("store %d already receives %d replicas", store, n)
+	}
+	return ""
+}
+
 // Room says why o does not fit in now; empty when it does.
 func (b *Budget) Room(o *Operator) string {
 	if b.operators >= b.limits.Operators {
 		return fmt.Sprintf("%d operators are in flight", b.operators)
 	}
-	moves := b.limits.StoreMoves
-	if o.Priority >= Balance {
-		moves = max(1, moves-1)
-	}
-	leader := o.Leader
+	moves, leader := b.moves(o.Priority), o.Leader
 	for _, s := range o.Steps {
 		to, from := b.of(s.StoreID), b.of(leader)
 		switch {
 		case s.Kind == AddLearner && to.receives >= moves:
-			return fmt.Sprintf("store %d already receives %d replicas", s.StoreID, to.receives)
+			return b.RoomToReceive(s.StoreID, o.Priority)
 		case s.Kind == AddLearner && from.sends >= moves:
 			return fmt.Sprintf("store %d already sends %d replicas", leader, from.sends)
 		case s.Kind == TransferLeader && from.gives >= b.limits.LeaderTransfers:

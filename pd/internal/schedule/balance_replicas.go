@@ -65,6 +65,10 @@ func (p *Planner) giveReplica(from *seat, up []*seat, out *Plan) bool {
 	})
 	refused := map[string]int{}
 	for _, to := range targets[:min(maxTargets, len(targets))] {
+		if why := p.budget.RoomToReceive(to.id, operator.Balance); why != "" {
+			refused[why] += len(from.held) // none of them need be looked at
+			continue
+		}
 		r, steps := p.candidate(from, to, refused)
 		if r == nil {
 			continue

@@ -14,6 +14,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -89,6 +90,9 @@ type Cluster struct {
 	Moves, Transfers, Splits, Planned int
 	// lastPlan is when an operator was last admitted.
 	lastPlan time.Time
+	// worst is the smallest margin that a range had: how many voters more it could
+	// have lost.
+	worst int
 	// faults are the laws that were broken; the first ones are kept.
 	faults []string
 	// stimulus counts what was done to the cluster from outside: a replica must
@@ -128,6 +132,9 @@ func (r *vrange) String() string {
 	return out
 }
 
+// genesis is when virtual time begins.
+var genesis = time.Unix(1_700_000_000, 0)
+
 func setDefault[T comparable](p *T, v T) {
 	var zero T
 	if *p == zero {
@@ -158,9 +165,9 @@ func New(o Options) *Cluster {
 		o: o, rnd: rand.New(rand.NewPCG(o.Seed, 0)), nextID: 1000,
 		stores: map[uint64]*store{}, byID: map[uint64]*vrange{},
 		Network: o.Network, Pass: o.Pass, FullReport: o.FullReport,
-		plan: schedule.Schedule, allow: schedule.Allow,
+		plan: schedule.Schedule, allow: schedule.Allow, worst: math.MaxInt,
 	}
-	c.now = time.Unix(1_700_000_000, 0)
+	c.now = genesis
 	c.lastPlan = c.now
 	for range o.Stores {
 		c.admit()
@@ -282,7 +289,7 @@ func (c *Cluster) Still(d time.Duration) error {
 // fault notes that a law was broken.
 func (c *Cluster) fault(format string, args ...any) {
 	if len(c.faults) < 20 {
-		at := c.now.Sub(time.Unix(1_700_000_000, 0))
+		at := c.now.Sub(genesis)
 		c.faults = append(c.faults, fmt.Sprintf("%s: ", at)+fmt.Sprintf(format, args...))
 	}
 }

@@ -15,6 +15,7 @@ const grace = silentHeartbeats*time.Second + 3*time.Second
 // hold at every instant, so it is looked at after everything that may change it.
 func (c *Cluster) judge(r *vrange, what string) {
 	voters, serving := c.tally(r, r.desc.GetReplicas(), c.serves)
+	c.worst = min(c.worst, serving-(voters/2+1))
 	if lost := voters - serving; voters > 0 && lost <= (c.o.Replicas-1)/2 && serving <= voters/2 &&
 		voters >= c.o.Replicas {
 		c.fault("range %d: after %s %d of %d voters serve", r.desc.GetRangeId(), what, serving, voters)

@@ -40,6 +40,6 @@ func TestMillion(t *testing.T) {
 	runtime.ReadMemStats(&m)
 	t.Logf("%d replicas lost, %d moves; longest pass %s; %s virtual in %s; %d MiB from the system",
 		n, x.Moves, x.pd.longest.Round(time.Millisecond),
-		x.now.Sub(time.Unix(1_700_000_000, 0)).Round(time.Second),
+		x.now.Sub(genesis).Round(time.Second),
 		time.Since(began).Round(time.Second), m.Sys>>20)
 }
