@@ -74,7 +74,8 @@ func (s *Service) storeInfos(l *Leading) []*pdpb.StoreInfo {
 
 // isDown reports whether a store has been silent for too long.
 func isDown(s *topology.Store, now time.Time, downAfter time.Duration) bool {
-	return s.Store.GetState() != metapb.StoreState_STORE_STATE_GONE && now.Sub(s.Heard) >= downAfter
+	return s.Store.GetState() != metapb.StoreState_STORE_STATE_GONE &&
+		now.Sub(s.Heard) >= downAfter
 }
 
 // shown is a store with its state as others shall see it.

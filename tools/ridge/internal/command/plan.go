@@ -85,7 +85,8 @@ func planObject(p *pdpb.Plan) map[string]any {
 		"replica_moves": p.GetReplicaMoves(), "leader_moves": p.GetLeaderMoves(),
 		"bytes": p.GetBytes(), "estimate_ms": p.GetEstimateMs(), "complete": p.GetComplete(),
 		"lowest_margin": p.GetLowestMargin(), "lowest_range_id": p.GetLowestRangeId(),
-		"splits": p.GetSplits(), "margin_before": p.GetMarginBefore(), "blockers": blockerObjects(p.GetBlockers()),
+		"margin_before": p.GetMarginBefore(), "splits": p.GetSplits(),
+		"blockers": blockerObjects(p.GetBlockers()),
 	}
 }
 
