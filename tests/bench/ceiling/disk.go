@@ -28,7 +28,8 @@ func openBadger(dir string) (*badger.DB, error) {
 	budget := storenode.Options{}.Budget()
 	return badger.OpenManaged(badger.DefaultOptions(dir).
 		WithLogger(nil).WithMetricsEnabled(false).WithSyncWrites(false).WithDetectConflicts(false).
-		WithNumVersionsToKeep(1).WithMemTableSize(64 << 20).WithNumMemtables(int(budget.Memtables/arena) - 2).
+		WithNumVersionsToKeep(1).WithMemTableSize(64 << 20).
+		WithNumMemtables(int(budget.Memtables/arena) - 2).
 		WithNumLevelZeroTables(5).WithNumLevelZeroTablesStall(20).WithBaseTableSize(8 << 20).
 		WithBaseLevelSize(256 << 20).WithNumCompactors(3).WithCompactL0OnClose(false).
 		WithValueThreshold(1 << 20).WithValueLogFileSize(16 << 20).
