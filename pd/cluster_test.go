@@ -37,6 +37,8 @@ type node struct {
 	o      Options
 	server *Server
 	stop   func()
+	// ended holds what Run returned.
+	ended  chan error
 	conn   *grpc.ClientConn
 	client pdpb.PDServiceClient
 	admin  pdpb.PDAdminServiceClient
@@ -115,7 +117,7 @@ func (c *cluster) start(i int) {
 		c.t.Fatal(err)
 	}
 	n.server, n.conn, n.client = server, conn, pdpb.NewPDServiceClient(conn)
-	n.admin = pdpb.NewPDAdminServiceClient(conn)
+	n.admin, n.ended = pdpb.NewPDAdminServiceClient(conn), ended
 	n.stop = func() {
 		_ = conn.Close()
 		g.Stop()

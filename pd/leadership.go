@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ridgekv/ridge/pd/internal/members"
 	"github.com/ridgekv/ridge/pd/internal/meta"
 	"github.com/ridgekv/ridge/pd/internal/operator"
 	"github.com/ridgekv/ridge/pd/internal/safepoint"
@@ -39,12 +40,15 @@ const (
 type leadership struct {
 	s *Server
 	m *meta.Meta
-	// wake passes the bell of the group on to whoever waits in run.
+	// wake passes the bell of the group on to whoever waits in run, or asks
+	// through the log while this node leads.
 	wake chan struct{}
+	// founders are whom the list of members begins with.
+	founders []*pdpb.Member
 }
 
-func newLeadership(s *Server, m *meta.Meta) *leadership {
-	return &leadership{s: s, m: m, wake: make(chan struct{}, 1)}
+func newLeadership(s *Server, m *meta.Meta, founders []*pdpb.Member) *leadership {
+	return &leadership{s: s, m: m, wake: make(chan struct{}, 1), founders: founders}
 }
 
 // listen answers questions for this member's clock and passes the bell on.
@@ -92,10 +96,19 @@ func (l *leadership) run(ctx context.Context) error {
 
 var errSkew = errors.New("the wall clock is more than an hour ahead of every member that answers")
 
+// known are the members of the list, or those it will begin with.
+func (l *leadership) known() []*pdpb.Member {
+	if list, _ := l.m.Members(); len(list) > 0 {
+		return list
+	}
+	return l.founders
+}
+
 // handAway asks Raft for another leader, whose clock may be right.
 func (l *leadership) handAway() {
-	for _, m := range l.s.o.Members {
-		if m.ID != l.s.o.MemberID && l.m.Transfer(m.ID) == nil {
+	for _, m := range l.known() {
+		id := m.GetMemberId()
+		if id != l.s.o.MemberID && !m.GetJoining() && l.m.Transfer(id) == nil {
 			return
 		}
 	}
@@ -105,10 +118,12 @@ func (l *leadership) handAway() {
 // that is ahead of them all declines: one that is behind does no harm, since
 // time goes on from the old bound. So of two that disagree one can always lead.
 func (l *leadership) checkClock(ctx context.Context) error {
-	if len(l.s.o.Members) == 1 {
+	n := len(l.known())
+	if n == 1 {
 		return nil
 	}
-	ahead, err := l.m.ProbeClocks(ctx, randomID(), probeWait, l.wake)
+	ahead, err := l.m.ProbeClocks(ctx, randomID(), probeWait, l.wake,
+		func(answers map[uint64]time.Duration) bool { return len(answers) >= n/2 })
 	if err != nil {
 		return fmt.Errorf("probe clocks: %w", err)
 	}
@@ -154,16 +169,20 @@ func (l *leadership) lead(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	d := newDriver(l.s, l.m, topology.New(time.Now(), l.m.Stores(), l.m.Ranges()),
 		operator.NewController(limits(inForce(l.s.o, l.m)), oracle.Epoch()<<32), oracle)
-	l.s.service.Lead(d.leading(ctx))
+	group := members.NewGroup(l.m, l.s.o.Logger, l.wake, randomID)
+	leading := d.leading(ctx)
+	leading.Group = group
+	l.s.service.Lead(leading)
 	l.s.metrics.leads.Set(1)
 	l.s.o.Logger.Info("this PD leads", "member", l.s.o.MemberID, "epoch", oracle.Epoch())
 	var wg sync.WaitGroup
-	errc := make(chan error, 5)
+	errc := make(chan error, 6)
 	wg.Go(func() { errc <- oracle.Run(ctx) })
 	wg.Go(func() { errc <- d.run(ctx) })
 	wg.Go(func() { errc <- safepoint.Run(ctx, l.m, oracle.Now, d.retention) })
 	wg.Go(func() { errc <- d.journal.run(ctx) })
 	wg.Go(func() { errc <- l.watchRaft(ctx) })
+	wg.Go(func() { errc <- group.Run(ctx) })
 	err = <-errc
 	l.s.service.Lead(nil)
 	l.s.metrics.leads.Set(0)
@@ -181,6 +200,11 @@ func (l *leadership) agreeOnCluster(ctx context.Context) error {
 			InitCluster: &pdpb.InitCluster{ClusterId: randomID(), Config: config},
 		}},
 		{Command: &pdpb.Command_PutConfig{PutConfig: &pdpb.PutConfig{Config: config}}},
+	}
+	if _, last := l.m.Members(); last == 0 && len(l.founders) > 0 {
+		commands = append(commands, &pdpb.Command{Command: &pdpb.Command_SeedMembers{
+			SeedMembers: &pdpb.SeedMembers{Members: l.founders},
+		}})
 	}
 	for _, c := range commands {
 		if _, err := l.m.Propose(ctx, c); err != nil {

@@ -9,19 +9,30 @@ import (
 	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ridgekv/ridge/pd/internal/members"
 )
 
 // Options are the knobs of one PD node. The zero value of every optional field
 // is its default.
 type Options struct {
-	// Dir holds PD's Raft log and snapshots. Required. It belongs to this
-	// member and this host name: it cannot be moved to another machine.
+	// Dir holds what this node is, and PD's Raft log and snapshots. Required. It
+	// belongs to this member and this host name: it cannot be moved to another
+	// machine.
 	Dir string
-	// MemberID names this node among Members. Required.
+	// MemberID names this node among Members. It may be 0 when Members is this
+	// node alone: then it is what the directory says, and 1 in a new one.
 	MemberID uint64
-	// Members is the whole PD group, this node included: 1, 3 or 5. Required.
-	// It is fixed by the first start and must be the same on every node.
+	// Members are the nodes that begin the PD group, this one included: 1, 3 or 5.
+	// Required. It counts at the first start only and must then be the same on every
+	// node; the group may change later. With Join it is this node alone.
 	Members []Member
+	// Join are gRPC addresses of PD nodes of the group that this node shall become
+	// a member of. It counts until it is one. Default: this node begins a group.
+	Join []string
+	// Peers reaches other PD nodes. Required with Join. Without it a node that was
+	// removed while it was away does not learn that.
+	Peers Peers
 	// RaftListenAddress is where PD's Raft transport listens. Default: this
 	// member's RaftAddress.
 	RaftListenAddress string
@@ -88,9 +99,16 @@ type Options struct {
 	Registerer prometheus.Registerer
 }
 
+// Peers reaches other PD nodes by gRPC.
+type Peers = members.Peers
+
+// ErrJoinRefused is what an error of Peers.Join wraps that will not go away by
+// itself.
+var ErrJoinRefused = errors.New("refused")
+
 // Member is one PD node.
 type Member struct {
-	// ID is not 0 and never reused.
+	// ID is not 0 and never reused. It is 0 for a node that PD gives one.
 	ID uint64
 	// RaftAddress is where the other members reach its Raft transport.
 	RaftAddress string
@@ -131,8 +149,20 @@ func setDefault[T comparable](p *T, v T) {
 	}
 }
 
+// named returns o with the ids filled in that a node alone need not give.
+func (o Options) named() Options {
+	if o.MemberID == 0 && len(o.Members) == 1 && o.Members[0].ID == 0 && len(o.Join) == 0 {
+		o.Members = []Member{o.Members[0]}
+		o.Members[0].ID = 1
+	}
+	return o
+}
+
 // self returns the member this node is, or a zero one.
 func (o Options) self() Member {
+	if len(o.Members) == 1 && (o.MemberID == 0 || len(o.Join) > 0) {
+		return o.Members[0]
+	}
 	for _, m := range o.Members {
 		if m.ID == o.MemberID {
 			return m
@@ -143,7 +173,7 @@ func (o Options) self() Member {
 
 // Validate reports every fault of o, joined.
 func (o Options) Validate() error {
-	o = o.withDefaults()
+	o = o.named().withDefaults()
 	var faults []error
 	check := func(ok bool, format string, args ...any) {
 		if !ok {
@@ -151,9 +181,15 @@ func (o Options) Validate() error {
 		}
 	}
 	check(o.Dir != "", "pd: Dir is required")
-	check(o.MemberID != 0 && o.self().ID != 0, "pd: MemberID %d is not among Members", o.MemberID)
-	check(len(o.Members) == 1 || len(o.Members) == 3 || len(o.Members) == 5,
-		"pd: %d members; 1, 3 or 5 keep a majority well defined", len(o.Members))
+	if len(o.Join) > 0 {
+		check(len(o.Members) == 1 && o.MemberID == 0,
+			"pd: a node that joins gets its id, and gives only its own addresses")
+		check(o.Peers != nil, "pd: Join needs Peers")
+	} else {
+		check(o.self().ID != 0, "pd: MemberID %d is not among Members", o.MemberID)
+		check(len(o.Members) == 1 || len(o.Members) == 3 || len(o.Members) == 5,
+			"pd: %d members; 1, 3 or 5 keep a majority well defined", len(o.Members))
+	}
 	o.checkMembers(check)
 	check(o.TLS != nil || o.Insecure || onLoopback(o.RaftListenAddress),
 		"pd: Raft on %s without TLS: set TLS, or Insecure if the network is trusted",
@@ -199,8 +235,13 @@ func (o Options) checkBalance(check func(ok bool, format string, args ...any)) {
 
 func (o Options) checkMembers(check func(ok bool, format string, args ...any)) {
 	ids, addresses := map[uint64]bool{}, map[string]bool{}
+	for _, a := range o.Join {
+		_, port, err := net.SplitHostPort(a)
+		check(err == nil && port != "" && port != "0", "pd: Join: %q is not host:port", a)
+	}
 	for _, m := range o.Members {
-		check(m.ID != 0 && !ids[m.ID], "pd: member id %d is zero or given twice", m.ID)
+		check((m.ID != 0 || len(o.Join) > 0) && !ids[m.ID],
+			"pd: member id %d is zero or given twice", m.ID)
 		ids[m.ID] = true
 		for _, a := range []string{m.RaftAddress, m.GRPCAddress} {
 			_, port, err := net.SplitHostPort(a)

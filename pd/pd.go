@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/ridgekv/ridge/pd/internal/members"
 	"github.com/ridgekv/ridge/pd/internal/meta"
 	"github.com/ridgekv/ridge/pd/internal/service"
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
@@ -30,15 +31,9 @@ func New(o Options) (*Server, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
 	}
-	o = o.withDefaults()
+	o = o.named().withDefaults()
 	s := &Server{o: o, metrics: newMetrics(o.Registerer)}
-	so := service.Options{MemberID: o.MemberID, Version: o.Version, Logger: o.Logger}
-	for _, m := range o.Members {
-		so.Members = append(so.Members, &pdpb.Member{
-			MemberId: m.ID, GrpcAddress: m.GRPCAddress, RaftAddress: m.RaftAddress,
-		})
-	}
-	s.service = service.New(so)
+	s.service = service.New(service.Options{Version: o.Version, Logger: o.Logger})
 	return s, nil
 }
 
@@ -52,7 +47,14 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 // Run opens the node and serves until ctx ends or the node fails. When it
 // returns, nothing of the node is running. It may be called once.
 func (s *Server) Run(ctx context.Context) error {
-	m, err := meta.Open(s.metaOptions())
+	id, err := s.identify(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return fmt.Errorf("pd: %w", err)
+	}
+	m, err := s.open(id)
 	if err != nil {
 		return fmt.Errorf("pd: %w", err)
 	}
@@ -62,36 +64,39 @@ func (s *Server) Run(ctx context.Context) error {
 	s.service.Open(m)
 	defer s.service.Open(nil)
 	ctx, cancel := context.WithCancel(ctx)
-	l := newLeadership(s, m)
+	l := newLeadership(s, m, s.founders(id))
+	attendance := members.Attendance{
+		Meta: m, Identity: id, Dir: s.o.Dir, GRPCAddress: s.o.self().GRPCAddress,
+		Peers: s.o.Peers, Log: s.o.Logger,
+	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	errc := make(chan error, 2)
+	errc := make(chan error, 3)
 	wg.Go(func() { errc <- l.listen(ctx) })
 	wg.Go(func() { errc <- l.run(ctx) })
+	wg.Go(func() { errc <- attendance.Run(ctx) })
 	if err := <-errc; err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("pd: %w", err)
 	}
 	return nil
 }
 
-func (s *Server) metaOptions() meta.Options {
-	out := meta.Options{
-		Dir: s.o.Dir, MemberID: s.o.MemberID, Members: map[uint64]string{},
-		ListenAddress: s.o.RaftListenAddress, Tick: s.o.Tick, Logger: s.o.Logger,
+// MemberID is the id of this node among PD's; 0 until it is known.
+func (s *Server) MemberID() uint64 {
+	if m := s.meta.Load(); m != nil {
+		return m.MemberID()
 	}
-	for _, m := range s.o.Members {
-		out.Members[m.ID] = m.RaftAddress
-	}
-	if s.o.TLS != nil {
-		out.TLS = &meta.TLSFiles{CA: s.o.TLS.CA, Cert: s.o.TLS.Cert, Key: s.o.TLS.Key}
-	}
-	return out
+	return 0
 }
 
-// Ready reports whether this node knows a PD leader and has the cluster's
-// state: calls to it are answered or sent on.
+// Ready reports whether this node has its vote, knows a PD leader and has the
+// cluster's state: calls to it are answered or sent on, and it counts.
 func (s *Server) Ready() bool {
 	m := s.meta.Load()
-	return m != nil && m.Leader() != 0 && m.ClusterID() != 0
+	if m == nil || m.Leader() == 0 || m.ClusterID() == 0 {
+		return false
+	}
+	self := m.Member(m.MemberID())
+	return self != nil && !self.GetJoining()
 }

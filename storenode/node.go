@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -148,7 +149,7 @@ func (n *node) join(ctx context.Context) error {
 		return err
 	}
 	n.pd, err = pdclient.Open(ctx, pdclient.Options{
-		Addresses: n.o.PD, TLS: n.tls, ClusterID: n.ident.GetClusterId(), Logger: n.o.Logger,
+		Addresses: n.pdAddresses(), TLS: n.tls, ClusterID: n.ident.GetClusterId(), Logger: n.o.Logger,
 		Registerer: n.o.Registerer,
 	})
 	if err != nil {
@@ -183,6 +184,22 @@ func (n *node) join(ctx context.Context) error {
 		return err
 	}
 	return n.engine.Flush(ctx)
+}
+
+// pdAddresses are the configured ones, then those that were heard last: PD's nodes
+// may have been replaced since the configuration was written.
+func (n *node) pdAddresses() []string {
+	addresses := slices.Clone(n.o.PD)
+	known, err := agent.KnownPDs(n.engine)
+	if err != nil {
+		n.o.Logger.Warn("PD's last known addresses cannot be read", "error", err)
+	}
+	for _, a := range known {
+		if !slices.Contains(addresses, a) {
+			addresses = append(addresses, a)
+		}
+	}
+	return addresses
 }
 
 // sameIds refuses a PD that takes this store for another one.

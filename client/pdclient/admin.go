@@ -151,3 +151,19 @@ func (c *Client) WhatIf(
 	return admin(ctx, c, "what if", pdpb.PDAdminServiceClient.WhatIf,
 		&pdpb.WhatIfRequest{Header: c.header(), StoreIds: stores, Restart: restart})
 }
+
+// JoinMember asks for the admission of a new PD node. It fills in r.Header.
+func (c *Client) JoinMember(
+	ctx context.Context, r *pdpb.JoinMemberRequest,
+) (*pdpb.JoinMemberResponse, error) {
+	r.Header = c.header()
+	return admin(ctx, c, "join", pdpb.PDAdminServiceClient.JoinMember, r)
+}
+
+// RemoveMember takes a PD node out, for ever.
+func (c *Client) RemoveMember(
+	ctx context.Context, id uint64,
+) (*pdpb.RemoveMemberResponse, error) {
+	return admin(ctx, c, "remove pd", pdpb.PDAdminServiceClient.RemoveMember,
+		&pdpb.RemoveMemberRequest{Header: c.header(), MemberId: id})
+}

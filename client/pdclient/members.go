@@ -13,7 +13,7 @@ import (
 )
 
 // maxMembers bounds the addresses that are remembered. A PD group has at most
-// five nodes; the rest is room for addresses that changed.
+// seven nodes; the rest is room for addresses that changed.
 const maxMembers = 32
 
 // node speaks both services of one PD node.
@@ -28,16 +28,23 @@ type members struct {
 	log  *slog.Logger
 	// bell rings when a new leader was met (capacity 1).
 	bell chan struct{}
+	// given are the configured addresses.
+	given []string
 
 	mu struct {
 		sync.Mutex
-		// addresses are the configured ones first, then those learned.
+		// addresses are those of the members as last heard, then the configured ones,
+		// then those of leaders that others named since.
 		addresses []string
-		conns     map[string]*grpc.ClientConn
-		leader    string // empty: unknown
-		known     string // the last confirmed leader, for the log line
-		next      int    // where the round of addresses goes on
-		closed    bool
+		// listed are the members as last heard, nil before, and revision is that of
+		// the list.
+		listed   []string
+		revision uint64
+		conns    map[string]*grpc.ClientConn
+		leader   string // empty: unknown
+		known    string // the last confirmed leader, for the log line
+		next     int    // where the round of addresses goes on
+		closed   bool
 	}
 }
 
@@ -45,7 +52,7 @@ func newMembers(o Options) *members {
 	m := &members{
 		dial: dial.Options{TLS: o.TLS, Timeout: o.DialTimeout, UserAgent: "ridge-pdclient"},
 		log:  o.Logger,
-		bell: make(chan struct{}, 1),
+		bell: make(chan struct{}, 1), given: slices.Clone(o.Addresses),
 	}
 	m.mu.addresses = slices.Clone(o.Addresses)
 	m.mu.conns = map[string]*grpc.ClientConn{}
@@ -141,10 +148,40 @@ func (m *members) leads(addr string) {
 	}
 }
 
-func (m *members) add(addr string) {
+// replace takes the list of members over. What is neither in it nor configured is
+// forgotten: a node that was removed does not come back. An older list, of a node
+// that lags behind or was removed, is not believed.
+func (m *members) replace(listed []string, revision uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.addLocked(addr)
+	if m.mu.closed || len(listed) == 0 || revision < m.mu.revision ||
+		slices.Equal(listed, m.mu.listed) {
+		return
+	}
+	m.mu.listed, m.mu.revision = listed, revision
+	m.mu.addresses = slices.Clone(listed)
+	for _, a := range m.given {
+		m.addLocked(a)
+	}
+	if m.mu.leader != "" {
+		m.addLocked(m.mu.leader)
+	}
+	for a, conn := range m.mu.conns {
+		if !slices.Contains(m.mu.addresses, a) {
+			_ = conn.Close()
+			delete(m.mu.conns, a)
+		}
+	}
+}
+
+// list returns the members as last heard, or the configured addresses.
+func (m *members) list() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.mu.listed != nil {
+		return slices.Clone(m.mu.listed)
+	}
+	return slices.Clone(m.given)
 }
 
 func (m *members) addLocked(addr string) {

@@ -13,6 +13,7 @@ type metrics struct {
 	calls   *prometheus.HistogramVec
 	retries *prometheus.CounterVec
 	callers prometheus.Histogram
+	members prometheus.Gauge
 }
 
 // newMetrics registers the metrics of a client on r. A second client on the
@@ -33,6 +34,9 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Help:    "Callers that shared one timestamp request.",
 			Buckets: prometheus.ExponentialBuckets(1, 2, 12),
 		}),
+		members: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "ridge_pdclient_members", Help: "PD nodes there are, as last heard.",
+		}),
 	}
 	if r == nil {
 		return m, nil
@@ -45,7 +49,10 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	if m.retries, err = register(r, m.retries); err != nil {
 		return nil, err
 	}
-	m.callers, err = register(r, m.callers)
+	if m.callers, err = register(r, m.callers); err != nil {
+		return nil, err
+	}
+	m.members, err = register(r, m.members)
 	return m, err
 }
 

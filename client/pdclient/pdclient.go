@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,6 +20,10 @@ import (
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 )
+
+// learnEvery is how often the list of PD's nodes is asked for. Nodes that are
+// replaced faster than this may be lost sight of.
+const learnEvery = 4 * time.Second
 
 // ErrClosed is returned by every call after Close.
 var ErrClosed = errors.New("pdclient: the client is closed")
@@ -165,21 +170,43 @@ func (c *Client) header() *pdpb.RequestHeader {
 	return &pdpb.RequestHeader{ClusterId: c.clusterID.Load()}
 }
 
-// learn asks for the list of members whenever a new leader was met, so that
-// the client survives the loss of every address it was configured with.
+// Addresses are those of PD's nodes as last heard; before that, those it was
+// opened with. Who keeps them finds PD again after all of those are replaced.
+func (c *Client) Addresses() []string { return c.members.list() }
+
+// learn asks for the list of members when a new leader was met, and from time to
+// time, so that the client survives the loss of every address it was configured
+// with: PD's nodes are replaced one by one.
 func (c *Client) learn(ctx context.Context) {
 	for {
+		timer := time.NewTimer(learnEvery + rand.N(learnEvery/4))
 		select {
 		case <-ctx.Done():
+			timer.Stop()
 			return
 		case <-c.members.bell:
+		case <-timer.C:
 		}
+		timer.Stop()
 		tryCtx, cancel := context.WithTimeout(ctx, c.o.Timeout)
 		if r, err := c.Members(tryCtx); err == nil {
-			for _, m := range r.GetMembers() {
-				c.members.add(m.GetGrpcAddress())
-			}
+			c.learnMembers(r)
 		}
 		cancel()
 	}
+}
+
+// learnMembers takes over the list of a PD of this cluster.
+func (c *Client) learnMembers(r *pdpb.MembersResponse) {
+	if have := c.clusterID.Load(); have == 0 || r.GetClusterId() != have {
+		return
+	}
+	var addresses []string
+	for _, m := range r.GetMembers() {
+		if m.GetGrpcAddress() != "" {
+			addresses = append(addresses, m.GetGrpcAddress())
+		}
+	}
+	c.members.replace(addresses, r.GetRevision())
+	c.metrics.members.Set(float64(len(c.members.list())))
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -47,6 +48,7 @@ type Cluster struct {
 	Stores []*Process
 
 	o     Options
+	left  []*Process
 	mu    sync.Mutex // guards Stores while AddStore appends
 	pd    *pdclient.Client
 	pool  *storeclient.Pool
@@ -102,22 +104,7 @@ func (c *Cluster) startPDs(ctx context.Context) error {
 		c.PDs = append(c.PDs, p)
 	}
 	for i, p := range c.PDs {
-		p.args = []string{
-			"pd", "--dir", p.Dir, "--member-id", strconv.Itoa(i + 1),
-			"--members", strings.Join(members, ","),
-			"--listen", p.GRPC, "--raft-listen", p.Raft, "--http-listen", p.HTTP,
-			"--replicas", strconv.Itoa(c.o.Replicas),
-		}
-		if c.o.SplitSize != "" {
-			p.args = append(p.args, "--split-size", c.o.SplitSize)
-		}
-		if c.o.StoreDownAfter != 0 {
-			p.args = append(p.args, "--store-down-after", c.o.StoreDownAfter.String())
-		}
-		if c.o.Retention != 0 {
-			p.args = append(p.args, "--retention", c.o.Retention.String())
-		}
-		p.args = append(p.args, c.o.PDFlags...)
+		p.args = c.pdArgs(p, "--member-id", strconv.Itoa(i+1), "--members", strings.Join(members, ","))
 		if err := p.Start(); err != nil {
 			return err
 		}
@@ -128,6 +115,46 @@ func (c *Cluster) startPDs(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// pdArgs is the command line of a PD node; which says how it becomes one.
+func (c *Cluster) pdArgs(p *Process, which ...string) []string {
+	args := append([]string{
+		"pd", "--dir", p.Dir, "--listen", p.GRPC, "--raft-listen", p.Raft, "--http-listen", p.HTTP,
+		"--replicas", strconv.Itoa(c.o.Replicas),
+	}, which...)
+	if c.o.SplitSize != "" {
+		args = append(args, "--split-size", c.o.SplitSize)
+	}
+	if c.o.StoreDownAfter != 0 {
+		args = append(args, "--store-down-after", c.o.StoreDownAfter.String())
+	}
+	if c.o.Retention != 0 {
+		args = append(args, "--retention", c.o.Retention.String())
+	}
+	return append(args, c.o.PDFlags...)
+}
+
+// JoinPD starts one more PD node, which joins the others, and waits until it has
+// its vote.
+func (c *Cluster) JoinPD(ctx context.Context) (*Process, error) {
+	p, err := c.newProcess(fmt.Sprintf("pd-%d", len(c.PDs)+len(c.left)+1))
+	if err != nil {
+		return nil, err
+	}
+	p.args = c.pdArgs(p, "--join", strings.Join(c.PDAddresses(), ","))
+	c.PDs = append(c.PDs, p)
+	if err := p.Start(); err != nil {
+		return p, err
+	}
+	return p, p.AwaitReady(ctx)
+}
+
+// LeavePD forgets a PD node: commands and new clients are not given its address.
+// It still ends with the cluster.
+func (c *Cluster) LeavePD(p *Process) {
+	c.PDs = slices.DeleteFunc(c.PDs, func(o *Process) bool { return o == p })
+	c.left = append(c.left, p)
 }
 
 func (c *Cluster) newProcess(name string) (*Process, error) {
@@ -239,7 +266,7 @@ func (c *Cluster) Close() error {
 	if c.pd != nil {
 		faults = append(faults, c.pd.Close())
 	}
-	all := c.Processes()
+	all := append(c.Processes(), c.left...)
 	for i := len(all) - 1; i >= 0; i-- {
 		all[i].Resume()
 		all[i].Kill()

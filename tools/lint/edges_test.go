@@ -62,6 +62,7 @@ var rooms = map[string]string{
 	"pd/internal/meta":      "",
 	"pd/internal/tso":       "pd/internal/meta",
 	"pd/internal/safepoint": "pd/internal/meta",
+	"pd/internal/members":   "pd/internal/meta",
 	"pd/internal/settings":  "",
 	"pd/internal/topology":  "pd/internal/meta",
 	"pd/internal/operator":  "pd/internal/topology",
@@ -69,7 +70,7 @@ var rooms = map[string]string{
 	// The simulator drives the planners as the façade does.
 	"pd/internal/schedule/simtest": "pd/internal/schedule pd/internal/operator " +
 		"pd/internal/topology pd/internal/service",
-	"pd/internal/service": "pd/internal/meta pd/internal/topology pd/internal/operator " +
+	"pd/internal/service": "pd/internal/meta pd/internal/members pd/internal/topology pd/internal/operator " +
 		"pd/internal/tso pd/internal/safepoint pd/internal/schedule pd/internal/settings",
 
 	"tools/ridge/internal/bench": "",

@@ -9,11 +9,13 @@ import (
 )
 
 // ProbeClocks asks the other members for their wall clocks and returns how far
-// each that answered is ahead of this one, once a majority of the group
-// (this member included) is known or wait has passed. wake must be a channel
-// that the caller rings whenever Bell rang.
+// each that answered is ahead of this one, once that is enough or wait has
+// passed. Who answers is alive and has applied everything up to the question.
+// wake must be a channel that the caller rings whenever Bell rang; there is one
+// probe at a time.
 func (m *Meta) ProbeClocks(
 	ctx context.Context, nonce uint64, wait time.Duration, wake <-chan struct{},
+	enough func(answers map[uint64]time.Duration) bool,
 ) (map[uint64]time.Duration, error) {
 	m.machine.mu.Lock()
 	m.machine.mu.expected, m.machine.mu.answers = nonce, map[uint64]uint64{}
@@ -28,7 +30,7 @@ func (m *Meta) ProbeClocks(
 	defer timer.Stop()
 	for {
 		ahead := m.clockAnswers()
-		if len(ahead) >= len(m.o.Members)/2 {
+		if enough(ahead) {
 			return ahead, nil
 		}
 		select {

@@ -72,6 +72,11 @@ func golden() []*pdpb.Command {
 			RangeIds: []uint64{8, 9}, RangeCount: 20, MemberId: 1,
 			Why: "no other store can take a replica", Remedy: "add a store",
 		}),
+		seed(1, 2, 5), seed(9),
+		admitPD(77, "n"), admitPD(78, "o"), admitPD(77, "n"),
+		putPD(&pdpb.PutMember{MemberId: 6, Voter: true}),
+		putPD(&pdpb.PutMember{MemberId: 1, DirectoryId: 70, GrpcAddress: "pd1:7"}),
+		dropPD(7), dropPD(5),
 	}
 }
 

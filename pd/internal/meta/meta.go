@@ -52,9 +52,15 @@ var ErrUnavailable = errors.New("pd's group has no leader or no quorum")
 
 // Options configure the group.
 type Options struct {
-	Dir           string
-	MemberID      uint64
-	Members       map[uint64]string // member id → Raft address
+	Dir      string
+	MemberID uint64
+	// Members are the Raft addresses, by id, that the group began with. A member
+	// that joined has none: it learns them.
+	Members map[uint64]string
+	// RaftAddress is this member's own. Default: that in Members.
+	RaftAddress string
+	// DeploymentID is that of the group. Default: made of Members.
+	DeploymentID  uint64
 	ListenAddress string
 	TLS           *TLSFiles
 	Tick          time.Duration
@@ -93,6 +99,9 @@ func remedy(err error) string {
 
 // Open starts the member. Close must be called.
 func Open(o Options) (*Meta, error) {
+	if len(o.Members) > 0 {
+		o.RaftAddress, o.DeploymentID = o.Members[o.MemberID], deploymentID(o.Members)
+	}
 	machine := newMachine()
 	m := &Meta{o: o, machine: machine, bell: machine.bell}
 	if err := os.MkdirAll(o.Dir, 0o750); err != nil {
@@ -108,7 +117,10 @@ func Open(o Options) (*Meta, error) {
 	for id, address := range o.Members {
 		members[id] = address
 	}
-	if err := host.StartConcurrentReplica(members, false, create, m.groupConfig()); err != nil {
+	// A member that joins knows nobody, so it never campaigns, and never begins a
+	// group of its own.
+	join := len(members) == 0
+	if err := host.StartConcurrentReplica(members, join, create, m.groupConfig()); err != nil {
 		host.Close()
 		return nil, fmt.Errorf("meta: start member %d: %w", o.MemberID, err)
 	}
@@ -117,10 +129,10 @@ func Open(o Options) (*Meta, error) {
 
 func (m *Meta) hostConfig() config.NodeHostConfig {
 	c := config.NodeHostConfig{
-		DeploymentID:        deploymentID(m.o.Members),
+		DeploymentID:        m.o.DeploymentID,
 		NodeHostDir:         m.o.Dir,
 		RTTMillisecond:      uint64(m.o.Tick.Milliseconds()),
-		RaftAddress:         m.o.Members[m.o.MemberID],
+		RaftAddress:         m.o.RaftAddress,
 		ListenAddress:       m.o.ListenAddress,
 		RaftEventListener:   (*listener)(m),
 		MaxSendQueueSize:    64 << 20,
@@ -145,6 +157,9 @@ func (m *Meta) groupConfig() config.Config {
 		ElectionRTT: electionTicks, HeartbeatRTT: heartbeatTicks,
 		SnapshotEntries: snapshotEntries, CompactionOverhead: compactionOverhead,
 		MaxInMemLogSize: maxInMemLogBytes,
+		// The log tells whether one that joined has its vote: it reads there that
+		// it was a learner, which one that starts as a voter must not.
+		IsNonVoting: len(m.o.Members) == 0,
 	}
 }
 

@@ -63,6 +63,9 @@ type state struct {
 	nextDecision uint64
 	// journalWriter and journalBatch name the last batch that was taken.
 	journalWriter, journalBatch uint64
+	members                     map[uint64]*pdpb.Member
+	lastMemberID                uint64
+	memberRevision              uint64
 }
 
 func newState() *state {
@@ -74,6 +77,7 @@ func newState() *state {
 		holds:       map[string]*pdpb.Hold{},
 		rules:       map[string]*pdpb.PlacementRule{},
 		tso:         &pdpb.TSORecord{},
+		members:     map[uint64]*pdpb.Member{},
 		settings:    map[string]string{}, nextDecision: 1,
 	}
 }
@@ -117,6 +121,14 @@ func (s *state) apply(c *pdpb.Command) *pdpb.CommandResult {
 		return s.putPause(c.PutPause)
 	case *pdpb.Command_AppendJournal:
 		return s.appendJournal(c.AppendJournal)
+	case *pdpb.Command_SeedMembers:
+		return s.seedMembers(c.SeedMembers)
+	case *pdpb.Command_AdmitMember:
+		return s.admitMember(c.AdmitMember)
+	case *pdpb.Command_PutMember:
+		return s.putMember(c.PutMember)
+	case *pdpb.Command_DropMember:
+		return s.dropMember(c.DropMember)
 	case *pdpb.Command_ProbeClock, *pdpb.Command_AnswerClock:
 		return &pdpb.CommandResult{} // spoken past the state, see Machine.observe
 	}
@@ -308,6 +320,8 @@ func (s *state) proto() *pdpb.MetaState {
 		Settings: s.settings, SettingsVersion: s.settingsVersion, Pause: s.pause,
 		Journal: s.journal, NextDecision: s.nextDecision,
 		JournalWriter: s.journalWriter, JournalBatch: s.journalBatch,
+		Members: s.memberList(), LastMemberId: s.lastMemberID,
+		MemberRevision: s.memberRevision,
 	}
 	for _, id := range slices.Sorted(maps.Keys(s.stores)) {
 		out.Stores = append(out.Stores, s.stores[id])
@@ -349,6 +363,10 @@ func stateFromProto(p *pdpb.MetaState) *state {
 	}
 	for _, h := range p.GetHolds() {
 		s.holds[h.GetHoldId()] = h
+	}
+	s.lastMemberID, s.memberRevision = p.GetLastMemberId(), p.GetMemberRevision()
+	for _, m := range p.GetMembers() {
+		s.members[m.GetMemberId()] = m
 	}
 	s.ruleRevision = p.GetRuleRevision()
 	for _, r := range p.GetRules() {

@@ -13,6 +13,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/ridgekv/ridge/pd/internal/members"
 	"github.com/ridgekv/ridge/pd/internal/meta"
 	"github.com/ridgekv/ridge/pd/internal/operator"
 	"github.com/ridgekv/ridge/pd/internal/schedule"
@@ -49,6 +50,8 @@ type Leading struct {
 	// Note adds to the journal, Journal lists it, oldest first.
 	Note    func(*pdpb.Decision)
 	Journal func() []*pdpb.Decision
+	// Group changes who PD's nodes are.
+	Group *members.Group
 	// Done is closed when this node no longer leads.
 	Done <-chan struct{}
 
@@ -61,10 +64,8 @@ type Leading struct {
 
 // Options configure a Service.
 type Options struct {
-	MemberID uint64
-	Members  []*pdpb.Member
-	Version  string
-	Logger   *slog.Logger
+	Version string
+	Logger  *slog.Logger
 }
 
 // Service implements pdpb.PDServiceServer.
@@ -158,11 +159,8 @@ func (s *Service) leaderAddress() string {
 	if m == nil {
 		return ""
 	}
-	id := m.Leader()
-	for _, member := range s.o.Members {
-		if member.GetMemberId() == id && id != s.o.MemberID {
-			return member.GetGrpcAddress()
-		}
+	if id := m.Leader(); id != m.MemberID() {
+		return m.Member(id).GetGrpcAddress()
 	}
 	return ""
 }
@@ -197,25 +195,29 @@ func (s *Service) confirmed(
 
 // Members lists PD's nodes.
 func (s *Service) Members(context.Context, *pdpb.MembersRequest) (*pdpb.MembersResponse, error) {
-	out := &pdpb.MembersResponse{Members: s.o.Members}
+	out := &pdpb.MembersResponse{}
 	m := s.meta.Load()
 	if m == nil {
 		out.Error = s.pdError(refuse(pdpb.PDErrorReason_PD_ERROR_REASON_UNAVAILABLE, "PD is not open"))
 		return out, nil
 	}
 	out.ClusterId, out.LeaderId = m.ClusterID(), m.Leader()
+	// Read before the list: a list is never called newer than it is.
+	out.Revision = m.MemberRevision()
+	out.Members, out.LastMemberId = m.Members()
 	return out, nil
 }
 
 // Status describes this node and, on the leader, the cluster.
 func (s *Service) Status(context.Context, *pdpb.StatusRequest) (*pdpb.StatusResponse, error) {
-	out := &pdpb.StatusResponse{MemberId: s.o.MemberID, Version: s.o.Version}
+	out := &pdpb.StatusResponse{Version: s.o.Version}
 	m := s.meta.Load()
 	if m == nil {
 		out.Error = s.pdError(refuse(pdpb.PDErrorReason_PD_ERROR_REASON_UNAVAILABLE, "PD is not open"))
 		return out, nil
 	}
 	first, _ := m.FirstRange()
+	out.MemberId = m.MemberID()
 	out.ClusterId, out.LeaderId, out.Bootstrapped = m.ClusterID(), m.Leader(), first != nil
 	out.Config = m.Config()
 	out.RangeCount, out.StoreCount = uint64(len(m.Ranges())), uint64(len(m.Stores()))

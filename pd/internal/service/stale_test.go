@@ -173,7 +173,7 @@ func TestStreams(t *testing.T) {
 }
 
 func TestErrorsTellWhatToDo(t *testing.T) {
-	s := New(Options{MemberID: 1})
+	s := New(Options{})
 	if s.pdError(nil) != nil {
 		t.Fatal("nothing became an error")
 	}

@@ -73,6 +73,10 @@ func (a *Agent) Welcome(ctx context.Context, r *pdpb.RegisterStoreResponse) erro
 // heartbeats reports the store until ctx ends.
 func (a *Agent) heartbeats(ctx context.Context) error {
 	failing := false
+	known, err := KnownPDs(a.d.Engine)
+	if err != nil {
+		a.o.Logger.Warn("PD's addresses are not known", "error", err)
+	}
 	return every(ctx, a.o.HeartbeatInterval, func(ctx context.Context) error {
 		one, cancel := context.WithTimeout(ctx, max(a.o.HeartbeatInterval, time.Second))
 		defer cancel()
@@ -99,7 +103,8 @@ func (a *Agent) heartbeats(ctx context.Context) error {
 		}
 		a.storesVersion = answer.GetStoresVersion()
 		a.d.Engine.SetEmptying(a.emptied())
-		return nil
+		known, err = keepPDs(a.d.Engine, known, a.d.PD.Addresses())
+		return err
 	})
 }
 

@@ -3054,6 +3054,274 @@ func (x *WhatIfResponse) GetSafe() bool {
 	return false
 }
 
+type JoinMemberRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Header *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	// directory_id is drawn by the new node and kept before it asks.
+	DirectoryId   uint64 `protobuf:"varint,2,opt,name=directory_id,json=directoryId,proto3" json:"directory_id,omitempty"`
+	GrpcAddress   string `protobuf:"bytes,3,opt,name=grpc_address,json=grpcAddress,proto3" json:"grpc_address,omitempty"`
+	RaftAddress   string `protobuf:"bytes,4,opt,name=raft_address,json=raftAddress,proto3" json:"raft_address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinMemberRequest) Reset() {
+	*x = JoinMemberRequest{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinMemberRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinMemberRequest) ProtoMessage() {}
+
+func (x *JoinMemberRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinMemberRequest.ProtoReflect.Descriptor instead.
+func (*JoinMemberRequest) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *JoinMemberRequest) GetHeader() *RequestHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *JoinMemberRequest) GetDirectoryId() uint64 {
+	if x != nil {
+		return x.DirectoryId
+	}
+	return 0
+}
+
+func (x *JoinMemberRequest) GetGrpcAddress() string {
+	if x != nil {
+		return x.GrpcAddress
+	}
+	return ""
+}
+
+func (x *JoinMemberRequest) GetRaftAddress() string {
+	if x != nil {
+		return x.RaftAddress
+	}
+	return ""
+}
+
+type JoinMemberResponse struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Error     *PDError               `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	ClusterId uint64                 `protobuf:"varint,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	MemberId  uint64                 `protobuf:"varint,3,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
+	// deployment_id keeps the messages of PD groups apart.
+	DeploymentId uint64    `protobuf:"varint,4,opt,name=deployment_id,json=deploymentId,proto3" json:"deployment_id,omitempty"`
+	Members      []*Member `protobuf:"bytes,5,rep,name=members,proto3" json:"members,omitempty"`
+	// warnings say what the new number of nodes means.
+	Warnings      []string `protobuf:"bytes,6,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinMemberResponse) Reset() {
+	*x = JoinMemberResponse{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinMemberResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinMemberResponse) ProtoMessage() {}
+
+func (x *JoinMemberResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinMemberResponse.ProtoReflect.Descriptor instead.
+func (*JoinMemberResponse) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *JoinMemberResponse) GetError() *PDError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+func (x *JoinMemberResponse) GetClusterId() uint64 {
+	if x != nil {
+		return x.ClusterId
+	}
+	return 0
+}
+
+func (x *JoinMemberResponse) GetMemberId() uint64 {
+	if x != nil {
+		return x.MemberId
+	}
+	return 0
+}
+
+func (x *JoinMemberResponse) GetDeploymentId() uint64 {
+	if x != nil {
+		return x.DeploymentId
+	}
+	return 0
+}
+
+func (x *JoinMemberResponse) GetMembers() []*Member {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *JoinMemberResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+type RemoveMemberRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *RequestHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	MemberId      uint64                 `protobuf:"varint,2,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveMemberRequest) Reset() {
+	*x = RemoveMemberRequest{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveMemberRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveMemberRequest) ProtoMessage() {}
+
+func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveMemberRequest.ProtoReflect.Descriptor instead.
+func (*RemoveMemberRequest) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *RemoveMemberRequest) GetHeader() *RequestHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *RemoveMemberRequest) GetMemberId() uint64 {
+	if x != nil {
+		return x.MemberId
+	}
+	return 0
+}
+
+type RemoveMemberResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Error *PDError               `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	// members are those left.
+	Members       []*Member `protobuf:"bytes,2,rep,name=members,proto3" json:"members,omitempty"`
+	Warnings      []string  `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveMemberResponse) Reset() {
+	*x = RemoveMemberResponse{}
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveMemberResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveMemberResponse) ProtoMessage() {}
+
+func (x *RemoveMemberResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_admin_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveMemberResponse.ProtoReflect.Descriptor instead.
+func (*RemoveMemberResponse) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_admin_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *RemoveMemberResponse) GetError() *PDError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+func (x *RemoveMemberResponse) GetMembers() []*Member {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *RemoveMemberResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
 var File_ridge_pd_v1_admin_proto protoreflect.FileDescriptor
 
 const file_ridge_pd_v1_admin_proto_rawDesc = "" +
@@ -3277,12 +3545,32 @@ const file_ridge_pd_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"free_bytes\x18\n" +
 	" \x01(\x04R\tfreeBytes\x12\x12\n" +
-	"\x04safe\x18\v \x01(\bR\x04safe*l\n" +
+	"\x04safe\x18\v \x01(\bR\x04safe\"\xb0\x01\n" +
+	"\x11JoinMemberRequest\x122\n" +
+	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12!\n" +
+	"\fdirectory_id\x18\x02 \x01(\x04R\vdirectoryId\x12!\n" +
+	"\fgrpc_address\x18\x03 \x01(\tR\vgrpcAddress\x12!\n" +
+	"\fraft_address\x18\x04 \x01(\tR\vraftAddress\"\xec\x01\n" +
+	"\x12JoinMemberResponse\x12*\n" +
+	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x02 \x01(\x04R\tclusterId\x12\x1b\n" +
+	"\tmember_id\x18\x03 \x01(\x04R\bmemberId\x12#\n" +
+	"\rdeployment_id\x18\x04 \x01(\x04R\fdeploymentId\x12-\n" +
+	"\amembers\x18\x05 \x03(\v2\x13.ridge.pd.v1.MemberR\amembers\x12\x1a\n" +
+	"\bwarnings\x18\x06 \x03(\tR\bwarnings\"f\n" +
+	"\x13RemoveMemberRequest\x122\n" +
+	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12\x1b\n" +
+	"\tmember_id\x18\x02 \x01(\x04R\bmemberId\"\x8d\x01\n" +
+	"\x14RemoveMemberResponse\x12*\n" +
+	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x12-\n" +
+	"\amembers\x18\x02 \x03(\v2\x13.ridge.pd.v1.MemberR\amembers\x12\x1a\n" +
+	"\bwarnings\x18\x03 \x03(\tR\bwarnings*l\n" +
 	"\tPlanState\x12\x1a\n" +
 	"\x16PLAN_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12PLAN_STATE_RUNNING\x10\x01\x12\x13\n" +
 	"\x0fPLAN_STATE_DONE\x10\x02\x12\x16\n" +
-	"\x12PLAN_STATE_ABORTED\x10\x032\xcb\v\n" +
+	"\x12PLAN_STATE_ABORTED\x10\x032\xef\f\n" +
 	"\x0ePDAdminService\x12S\n" +
 	"\fListSettings\x12 .ridge.pd.v1.ListSettingsRequest\x1a!.ridge.pd.v1.ListSettingsResponse\x12P\n" +
 	"\vSetSettings\x12\x1f.ridge.pd.v1.SetSettingsRequest\x1a .ridge.pd.v1.SetSettingsResponse\x12P\n" +
@@ -3303,7 +3591,10 @@ const file_ridge_pd_v1_admin_proto_rawDesc = "" +
 	"\tApplyPlan\x12\x1d.ridge.pd.v1.ApplyPlanRequest\x1a\x1e.ridge.pd.v1.ApplyPlanResponse\x12\\\n" +
 	"\x0fGetPlanProgress\x12#.ridge.pd.v1.GetPlanProgressRequest\x1a$.ridge.pd.v1.GetPlanProgressResponse\x12G\n" +
 	"\bStopPlan\x12\x1c.ridge.pd.v1.StopPlanRequest\x1a\x1d.ridge.pd.v1.StopPlanResponse\x12A\n" +
-	"\x06WhatIf\x12\x1a.ridge.pd.v1.WhatIfRequest\x1a\x1b.ridge.pd.v1.WhatIfResponseB1Z/github.com/ridgekv/ridge/proto/ridge/pd/v1;pdpbb\x06proto3"
+	"\x06WhatIf\x12\x1a.ridge.pd.v1.WhatIfRequest\x1a\x1b.ridge.pd.v1.WhatIfResponse\x12M\n" +
+	"\n" +
+	"JoinMember\x12\x1e.ridge.pd.v1.JoinMemberRequest\x1a\x1f.ridge.pd.v1.JoinMemberResponse\x12S\n" +
+	"\fRemoveMember\x12 .ridge.pd.v1.RemoveMemberRequest\x1a!.ridge.pd.v1.RemoveMemberResponseB1Z/github.com/ridgekv/ridge/proto/ridge/pd/v1;pdpbb\x06proto3"
 
 var (
 	file_ridge_pd_v1_admin_proto_rawDescOnce sync.Once
@@ -3318,7 +3609,7 @@ func file_ridge_pd_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_ridge_pd_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_ridge_pd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_ridge_pd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_ridge_pd_v1_admin_proto_goTypes = []any{
 	(PlanState)(0),                    // 0: ridge.pd.v1.PlanState
 	(*ListSettingsRequest)(nil),       // 1: ridge.pd.v1.ListSettingsRequest
@@ -3364,133 +3655,148 @@ var file_ridge_pd_v1_admin_proto_goTypes = []any{
 	(*PlanProgress)(nil),              // 41: ridge.pd.v1.PlanProgress
 	(*WhatIfRequest)(nil),             // 42: ridge.pd.v1.WhatIfRequest
 	(*WhatIfResponse)(nil),            // 43: ridge.pd.v1.WhatIfResponse
-	nil,                               // 44: ridge.pd.v1.SetSettingsRequest.SetEntry
-	(*RequestHeader)(nil),             // 45: ridge.pd.v1.RequestHeader
-	(*PDError)(nil),                   // 46: ridge.pd.v1.PDError
-	(*Pause)(nil),                     // 47: ridge.pd.v1.Pause
-	(*OperatorInfo)(nil),              // 48: ridge.pd.v1.OperatorInfo
-	(*v1.Store)(nil),                  // 49: ridge.meta.v1.Store
-	(*StoreInfo)(nil),                 // 50: ridge.pd.v1.StoreInfo
-	(*Route)(nil),                     // 51: ridge.pd.v1.Route
-	(*ReplicaHealth)(nil),             // 52: ridge.pd.v1.ReplicaHealth
-	(*Decision)(nil),                  // 53: ridge.pd.v1.Decision
-	(*PlacementRule)(nil),             // 54: ridge.pd.v1.PlacementRule
-	(*v1.Span)(nil),                   // 55: ridge.meta.v1.Span
-	(v1.StoreState)(0),                // 56: ridge.meta.v1.StoreState
+	(*JoinMemberRequest)(nil),         // 44: ridge.pd.v1.JoinMemberRequest
+	(*JoinMemberResponse)(nil),        // 45: ridge.pd.v1.JoinMemberResponse
+	(*RemoveMemberRequest)(nil),       // 46: ridge.pd.v1.RemoveMemberRequest
+	(*RemoveMemberResponse)(nil),      // 47: ridge.pd.v1.RemoveMemberResponse
+	nil,                               // 48: ridge.pd.v1.SetSettingsRequest.SetEntry
+	(*RequestHeader)(nil),             // 49: ridge.pd.v1.RequestHeader
+	(*PDError)(nil),                   // 50: ridge.pd.v1.PDError
+	(*Pause)(nil),                     // 51: ridge.pd.v1.Pause
+	(*OperatorInfo)(nil),              // 52: ridge.pd.v1.OperatorInfo
+	(*v1.Store)(nil),                  // 53: ridge.meta.v1.Store
+	(*StoreInfo)(nil),                 // 54: ridge.pd.v1.StoreInfo
+	(*Route)(nil),                     // 55: ridge.pd.v1.Route
+	(*ReplicaHealth)(nil),             // 56: ridge.pd.v1.ReplicaHealth
+	(*Decision)(nil),                  // 57: ridge.pd.v1.Decision
+	(*PlacementRule)(nil),             // 58: ridge.pd.v1.PlacementRule
+	(*v1.Span)(nil),                   // 59: ridge.meta.v1.Span
+	(v1.StoreState)(0),                // 60: ridge.meta.v1.StoreState
+	(*Member)(nil),                    // 61: ridge.pd.v1.Member
 }
 var file_ridge_pd_v1_admin_proto_depIdxs = []int32{
-	45, // 0: ridge.pd.v1.ListSettingsRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	46, // 1: ridge.pd.v1.ListSettingsResponse.error:type_name -> ridge.pd.v1.PDError
+	49, // 0: ridge.pd.v1.ListSettingsRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	50, // 1: ridge.pd.v1.ListSettingsResponse.error:type_name -> ridge.pd.v1.PDError
 	2,  // 2: ridge.pd.v1.ListSettingsResponse.settings:type_name -> ridge.pd.v1.Setting
-	45, // 3: ridge.pd.v1.SetSettingsRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	44, // 4: ridge.pd.v1.SetSettingsRequest.set:type_name -> ridge.pd.v1.SetSettingsRequest.SetEntry
-	46, // 5: ridge.pd.v1.SetSettingsResponse.error:type_name -> ridge.pd.v1.PDError
+	49, // 3: ridge.pd.v1.SetSettingsRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	48, // 4: ridge.pd.v1.SetSettingsRequest.set:type_name -> ridge.pd.v1.SetSettingsRequest.SetEntry
+	50, // 5: ridge.pd.v1.SetSettingsResponse.error:type_name -> ridge.pd.v1.PDError
 	2,  // 6: ridge.pd.v1.SetSettingsResponse.settings:type_name -> ridge.pd.v1.Setting
-	45, // 7: ridge.pd.v1.GetScheduleRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	46, // 8: ridge.pd.v1.GetScheduleResponse.error:type_name -> ridge.pd.v1.PDError
-	47, // 9: ridge.pd.v1.GetScheduleResponse.pause:type_name -> ridge.pd.v1.Pause
-	45, // 10: ridge.pd.v1.SetScheduleRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	46, // 11: ridge.pd.v1.SetScheduleResponse.error:type_name -> ridge.pd.v1.PDError
-	47, // 12: ridge.pd.v1.SetScheduleResponse.pause:type_name -> ridge.pd.v1.Pause
-	45, // 13: ridge.pd.v1.CancelOperatorRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	46, // 14: ridge.pd.v1.CancelOperatorResponse.error:type_name -> ridge.pd.v1.PDError
-	48, // 15: ridge.pd.v1.CancelOperatorResponse.operator:type_name -> ridge.pd.v1.OperatorInfo
-	45, // 16: ridge.pd.v1.MoveReplicaRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	46, // 17: ridge.pd.v1.MoveReplicaResponse.error:type_name -> ridge.pd.v1.PDError
-	48, // 18: ridge.pd.v1.MoveReplicaResponse.operator:type_name -> ridge.pd.v1.OperatorInfo
-	45, // 19: ridge.pd.v1.MoveLeaderRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	46, // 20: ridge.pd.v1.MoveLeaderResponse.error:type_name -> ridge.pd.v1.PDError
-	48, // 21: ridge.pd.v1.MoveLeaderResponse.operator:type_name -> ridge.pd.v1.OperatorInfo
-	45, // 22: ridge.pd.v1.DrainStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	46, // 23: ridge.pd.v1.DrainStoreResponse.error:type_name -> ridge.pd.v1.PDError
-	49, // 24: ridge.pd.v1.DrainStoreResponse.store:type_name -> ridge.meta.v1.Store
-	45, // 25: ridge.pd.v1.DecommissionStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	46, // 26: ridge.pd.v1.DecommissionStoreResponse.error:type_name -> ridge.pd.v1.PDError
-	49, // 27: ridge.pd.v1.DecommissionStoreResponse.store:type_name -> ridge.meta.v1.Store
-	45, // 28: ridge.pd.v1.ResumeStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	46, // 29: ridge.pd.v1.ResumeStoreResponse.error:type_name -> ridge.pd.v1.PDError
-	49, // 30: ridge.pd.v1.ResumeStoreResponse.store:type_name -> ridge.meta.v1.Store
-	45, // 31: ridge.pd.v1.ForgetStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	46, // 32: ridge.pd.v1.ForgetStoreResponse.error:type_name -> ridge.pd.v1.PDError
-	49, // 33: ridge.pd.v1.ForgetStoreResponse.store:type_name -> ridge.meta.v1.Store
-	45, // 34: ridge.pd.v1.DescribeStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	46, // 35: ridge.pd.v1.DescribeStoreResponse.error:type_name -> ridge.pd.v1.PDError
-	50, // 36: ridge.pd.v1.DescribeStoreResponse.store:type_name -> ridge.pd.v1.StoreInfo
+	49, // 7: ridge.pd.v1.GetScheduleRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	50, // 8: ridge.pd.v1.GetScheduleResponse.error:type_name -> ridge.pd.v1.PDError
+	51, // 9: ridge.pd.v1.GetScheduleResponse.pause:type_name -> ridge.pd.v1.Pause
+	49, // 10: ridge.pd.v1.SetScheduleRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	50, // 11: ridge.pd.v1.SetScheduleResponse.error:type_name -> ridge.pd.v1.PDError
+	51, // 12: ridge.pd.v1.SetScheduleResponse.pause:type_name -> ridge.pd.v1.Pause
+	49, // 13: ridge.pd.v1.CancelOperatorRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	50, // 14: ridge.pd.v1.CancelOperatorResponse.error:type_name -> ridge.pd.v1.PDError
+	52, // 15: ridge.pd.v1.CancelOperatorResponse.operator:type_name -> ridge.pd.v1.OperatorInfo
+	49, // 16: ridge.pd.v1.MoveReplicaRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	50, // 17: ridge.pd.v1.MoveReplicaResponse.error:type_name -> ridge.pd.v1.PDError
+	52, // 18: ridge.pd.v1.MoveReplicaResponse.operator:type_name -> ridge.pd.v1.OperatorInfo
+	49, // 19: ridge.pd.v1.MoveLeaderRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	50, // 20: ridge.pd.v1.MoveLeaderResponse.error:type_name -> ridge.pd.v1.PDError
+	52, // 21: ridge.pd.v1.MoveLeaderResponse.operator:type_name -> ridge.pd.v1.OperatorInfo
+	49, // 22: ridge.pd.v1.DrainStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	50, // 23: ridge.pd.v1.DrainStoreResponse.error:type_name -> ridge.pd.v1.PDError
+	53, // 24: ridge.pd.v1.DrainStoreResponse.store:type_name -> ridge.meta.v1.Store
+	49, // 25: ridge.pd.v1.DecommissionStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	50, // 26: ridge.pd.v1.DecommissionStoreResponse.error:type_name -> ridge.pd.v1.PDError
+	53, // 27: ridge.pd.v1.DecommissionStoreResponse.store:type_name -> ridge.meta.v1.Store
+	49, // 28: ridge.pd.v1.ResumeStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	50, // 29: ridge.pd.v1.ResumeStoreResponse.error:type_name -> ridge.pd.v1.PDError
+	53, // 30: ridge.pd.v1.ResumeStoreResponse.store:type_name -> ridge.meta.v1.Store
+	49, // 31: ridge.pd.v1.ForgetStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	50, // 32: ridge.pd.v1.ForgetStoreResponse.error:type_name -> ridge.pd.v1.PDError
+	53, // 33: ridge.pd.v1.ForgetStoreResponse.store:type_name -> ridge.meta.v1.Store
+	49, // 34: ridge.pd.v1.DescribeStoreRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	50, // 35: ridge.pd.v1.DescribeStoreResponse.error:type_name -> ridge.pd.v1.PDError
+	54, // 36: ridge.pd.v1.DescribeStoreResponse.store:type_name -> ridge.pd.v1.StoreInfo
 	25, // 37: ridge.pd.v1.DescribeStoreResponse.blockers:type_name -> ridge.pd.v1.Blocker
-	45, // 38: ridge.pd.v1.ExplainRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	46, // 39: ridge.pd.v1.ExplainResponse.error:type_name -> ridge.pd.v1.PDError
-	51, // 40: ridge.pd.v1.ExplainResponse.route:type_name -> ridge.pd.v1.Route
-	52, // 41: ridge.pd.v1.ExplainResponse.health:type_name -> ridge.pd.v1.ReplicaHealth
-	50, // 42: ridge.pd.v1.ExplainResponse.stores:type_name -> ridge.pd.v1.StoreInfo
-	48, // 43: ridge.pd.v1.ExplainResponse.operators:type_name -> ridge.pd.v1.OperatorInfo
+	49, // 38: ridge.pd.v1.ExplainRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	50, // 39: ridge.pd.v1.ExplainResponse.error:type_name -> ridge.pd.v1.PDError
+	55, // 40: ridge.pd.v1.ExplainResponse.route:type_name -> ridge.pd.v1.Route
+	56, // 41: ridge.pd.v1.ExplainResponse.health:type_name -> ridge.pd.v1.ReplicaHealth
+	54, // 42: ridge.pd.v1.ExplainResponse.stores:type_name -> ridge.pd.v1.StoreInfo
+	52, // 43: ridge.pd.v1.ExplainResponse.operators:type_name -> ridge.pd.v1.OperatorInfo
 	25, // 44: ridge.pd.v1.ExplainResponse.blockers:type_name -> ridge.pd.v1.Blocker
-	53, // 45: ridge.pd.v1.ExplainResponse.decisions:type_name -> ridge.pd.v1.Decision
-	47, // 46: ridge.pd.v1.ExplainResponse.pause:type_name -> ridge.pd.v1.Pause
-	54, // 47: ridge.pd.v1.PlanSubject.rule:type_name -> ridge.pd.v1.PlacementRule
-	55, // 48: ridge.pd.v1.PlanSubject.scatter:type_name -> ridge.meta.v1.Span
-	45, // 49: ridge.pd.v1.MakePlanRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	57, // 45: ridge.pd.v1.ExplainResponse.decisions:type_name -> ridge.pd.v1.Decision
+	51, // 46: ridge.pd.v1.ExplainResponse.pause:type_name -> ridge.pd.v1.Pause
+	58, // 47: ridge.pd.v1.PlanSubject.rule:type_name -> ridge.pd.v1.PlacementRule
+	59, // 48: ridge.pd.v1.PlanSubject.scatter:type_name -> ridge.meta.v1.Span
+	49, // 49: ridge.pd.v1.MakePlanRequest.header:type_name -> ridge.pd.v1.RequestHeader
 	29, // 50: ridge.pd.v1.MakePlanRequest.subject:type_name -> ridge.pd.v1.PlanSubject
-	56, // 51: ridge.pd.v1.StoreForecast.state:type_name -> ridge.meta.v1.StoreState
+	60, // 51: ridge.pd.v1.StoreForecast.state:type_name -> ridge.meta.v1.StoreState
 	31, // 52: ridge.pd.v1.Plan.moves:type_name -> ridge.pd.v1.PlannedMove
 	25, // 53: ridge.pd.v1.Plan.blockers:type_name -> ridge.pd.v1.Blocker
 	32, // 54: ridge.pd.v1.Plan.stores:type_name -> ridge.pd.v1.StoreForecast
-	46, // 55: ridge.pd.v1.MakePlanResponse.error:type_name -> ridge.pd.v1.PDError
+	50, // 55: ridge.pd.v1.MakePlanResponse.error:type_name -> ridge.pd.v1.PDError
 	33, // 56: ridge.pd.v1.MakePlanResponse.plan:type_name -> ridge.pd.v1.Plan
-	45, // 57: ridge.pd.v1.ApplyPlanRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	46, // 58: ridge.pd.v1.ApplyPlanResponse.error:type_name -> ridge.pd.v1.PDError
+	49, // 57: ridge.pd.v1.ApplyPlanRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	50, // 58: ridge.pd.v1.ApplyPlanResponse.error:type_name -> ridge.pd.v1.PDError
 	41, // 59: ridge.pd.v1.ApplyPlanResponse.progress:type_name -> ridge.pd.v1.PlanProgress
-	45, // 60: ridge.pd.v1.GetPlanProgressRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	46, // 61: ridge.pd.v1.GetPlanProgressResponse.error:type_name -> ridge.pd.v1.PDError
+	49, // 60: ridge.pd.v1.GetPlanProgressRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	50, // 61: ridge.pd.v1.GetPlanProgressResponse.error:type_name -> ridge.pd.v1.PDError
 	41, // 62: ridge.pd.v1.GetPlanProgressResponse.progress:type_name -> ridge.pd.v1.PlanProgress
-	45, // 63: ridge.pd.v1.StopPlanRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	46, // 64: ridge.pd.v1.StopPlanResponse.error:type_name -> ridge.pd.v1.PDError
+	49, // 63: ridge.pd.v1.StopPlanRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	50, // 64: ridge.pd.v1.StopPlanResponse.error:type_name -> ridge.pd.v1.PDError
 	41, // 65: ridge.pd.v1.StopPlanResponse.progress:type_name -> ridge.pd.v1.PlanProgress
 	0,  // 66: ridge.pd.v1.PlanProgress.state:type_name -> ridge.pd.v1.PlanState
-	45, // 67: ridge.pd.v1.WhatIfRequest.header:type_name -> ridge.pd.v1.RequestHeader
-	46, // 68: ridge.pd.v1.WhatIfResponse.error:type_name -> ridge.pd.v1.PDError
+	49, // 67: ridge.pd.v1.WhatIfRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	50, // 68: ridge.pd.v1.WhatIfResponse.error:type_name -> ridge.pd.v1.PDError
 	33, // 69: ridge.pd.v1.WhatIfResponse.plan:type_name -> ridge.pd.v1.Plan
 	25, // 70: ridge.pd.v1.WhatIfResponse.blockers:type_name -> ridge.pd.v1.Blocker
-	1,  // 71: ridge.pd.v1.PDAdminService.ListSettings:input_type -> ridge.pd.v1.ListSettingsRequest
-	4,  // 72: ridge.pd.v1.PDAdminService.SetSettings:input_type -> ridge.pd.v1.SetSettingsRequest
-	6,  // 73: ridge.pd.v1.PDAdminService.GetSchedule:input_type -> ridge.pd.v1.GetScheduleRequest
-	8,  // 74: ridge.pd.v1.PDAdminService.SetSchedule:input_type -> ridge.pd.v1.SetScheduleRequest
-	10, // 75: ridge.pd.v1.PDAdminService.CancelOperator:input_type -> ridge.pd.v1.CancelOperatorRequest
-	12, // 76: ridge.pd.v1.PDAdminService.MoveReplica:input_type -> ridge.pd.v1.MoveReplicaRequest
-	14, // 77: ridge.pd.v1.PDAdminService.MoveLeader:input_type -> ridge.pd.v1.MoveLeaderRequest
-	16, // 78: ridge.pd.v1.PDAdminService.DrainStore:input_type -> ridge.pd.v1.DrainStoreRequest
-	18, // 79: ridge.pd.v1.PDAdminService.DecommissionStore:input_type -> ridge.pd.v1.DecommissionStoreRequest
-	20, // 80: ridge.pd.v1.PDAdminService.ResumeStore:input_type -> ridge.pd.v1.ResumeStoreRequest
-	22, // 81: ridge.pd.v1.PDAdminService.ForgetStore:input_type -> ridge.pd.v1.ForgetStoreRequest
-	24, // 82: ridge.pd.v1.PDAdminService.DescribeStore:input_type -> ridge.pd.v1.DescribeStoreRequest
-	27, // 83: ridge.pd.v1.PDAdminService.Explain:input_type -> ridge.pd.v1.ExplainRequest
-	30, // 84: ridge.pd.v1.PDAdminService.MakePlan:input_type -> ridge.pd.v1.MakePlanRequest
-	35, // 85: ridge.pd.v1.PDAdminService.ApplyPlan:input_type -> ridge.pd.v1.ApplyPlanRequest
-	37, // 86: ridge.pd.v1.PDAdminService.GetPlanProgress:input_type -> ridge.pd.v1.GetPlanProgressRequest
-	39, // 87: ridge.pd.v1.PDAdminService.StopPlan:input_type -> ridge.pd.v1.StopPlanRequest
-	42, // 88: ridge.pd.v1.PDAdminService.WhatIf:input_type -> ridge.pd.v1.WhatIfRequest
-	3,  // 89: ridge.pd.v1.PDAdminService.ListSettings:output_type -> ridge.pd.v1.ListSettingsResponse
-	5,  // 90: ridge.pd.v1.PDAdminService.SetSettings:output_type -> ridge.pd.v1.SetSettingsResponse
-	7,  // 91: ridge.pd.v1.PDAdminService.GetSchedule:output_type -> ridge.pd.v1.GetScheduleResponse
-	9,  // 92: ridge.pd.v1.PDAdminService.SetSchedule:output_type -> ridge.pd.v1.SetScheduleResponse
-	11, // 93: ridge.pd.v1.PDAdminService.CancelOperator:output_type -> ridge.pd.v1.CancelOperatorResponse
-	13, // 94: ridge.pd.v1.PDAdminService.MoveReplica:output_type -> ridge.pd.v1.MoveReplicaResponse
-	15, // 95: ridge.pd.v1.PDAdminService.MoveLeader:output_type -> ridge.pd.v1.MoveLeaderResponse
-	17, // 96: ridge.pd.v1.PDAdminService.DrainStore:output_type -> ridge.pd.v1.DrainStoreResponse
-	19, // 97: ridge.pd.v1.PDAdminService.DecommissionStore:output_type -> ridge.pd.v1.DecommissionStoreResponse
-	21, // 98: ridge.pd.v1.PDAdminService.ResumeStore:output_type -> ridge.pd.v1.ResumeStoreResponse
-	23, // 99: ridge.pd.v1.PDAdminService.ForgetStore:output_type -> ridge.pd.v1.ForgetStoreResponse
-	26, // 100: ridge.pd.v1.PDAdminService.DescribeStore:output_type -> ridge.pd.v1.DescribeStoreResponse
-	28, // 101: ridge.pd.v1.PDAdminService.Explain:output_type -> ridge.pd.v1.ExplainResponse
-	34, // 102: ridge.pd.v1.PDAdminService.MakePlan:output_type -> ridge.pd.v1.MakePlanResponse
-	36, // 103: ridge.pd.v1.PDAdminService.ApplyPlan:output_type -> ridge.pd.v1.ApplyPlanResponse
-	38, // 104: ridge.pd.v1.PDAdminService.GetPlanProgress:output_type -> ridge.pd.v1.GetPlanProgressResponse
-	40, // 105: ridge.pd.v1.PDAdminService.StopPlan:output_type -> ridge.pd.v1.StopPlanResponse
-	43, // 106: ridge.pd.v1.PDAdminService.WhatIf:output_type -> ridge.pd.v1.WhatIfResponse
-	89, // [89:107] is the sub-list for method output_type
-	71, // [71:89] is the sub-list for method input_type
-	71, // [71:71] is the sub-list for extension type_name
-	71, // [71:71] is the sub-list for extension extendee
-	0,  // [0:71] is the sub-list for field type_name
+	49, // 71: ridge.pd.v1.JoinMemberRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	50, // 72: ridge.pd.v1.JoinMemberResponse.error:type_name -> ridge.pd.v1.PDError
+	61, // 73: ridge.pd.v1.JoinMemberResponse.members:type_name -> ridge.pd.v1.Member
+	49, // 74: ridge.pd.v1.RemoveMemberRequest.header:type_name -> ridge.pd.v1.RequestHeader
+	50, // 75: ridge.pd.v1.RemoveMemberResponse.error:type_name -> ridge.pd.v1.PDError
+	61, // 76: ridge.pd.v1.RemoveMemberResponse.members:type_name -> ridge.pd.v1.Member
+	1,  // 77: ridge.pd.v1.PDAdminService.ListSettings:input_type -> ridge.pd.v1.ListSettingsRequest
+	4,  // 78: ridge.pd.v1.PDAdminService.SetSettings:input_type -> ridge.pd.v1.SetSettingsRequest
+	6,  // 79: ridge.pd.v1.PDAdminService.GetSchedule:input_type -> ridge.pd.v1.GetScheduleRequest
+	8,  // 80: ridge.pd.v1.PDAdminService.SetSchedule:input_type -> ridge.pd.v1.SetScheduleRequest
+	10, // 81: ridge.pd.v1.PDAdminService.CancelOperator:input_type -> ridge.pd.v1.CancelOperatorRequest
+	12, // 82: ridge.pd.v1.PDAdminService.MoveReplica:input_type -> ridge.pd.v1.MoveReplicaRequest
+	14, // 83: ridge.pd.v1.PDAdminService.MoveLeader:input_type -> ridge.pd.v1.MoveLeaderRequest
+	16, // 84: ridge.pd.v1.PDAdminService.DrainStore:input_type -> ridge.pd.v1.DrainStoreRequest
+	18, // 85: ridge.pd.v1.PDAdminService.DecommissionStore:input_type -> ridge.pd.v1.DecommissionStoreRequest
+	20, // 86: ridge.pd.v1.PDAdminService.ResumeStore:input_type -> ridge.pd.v1.ResumeStoreRequest
+	22, // 87: ridge.pd.v1.PDAdminService.ForgetStore:input_type -> ridge.pd.v1.ForgetStoreRequest
+	24, // 88: ridge.pd.v1.PDAdminService.DescribeStore:input_type -> ridge.pd.v1.DescribeStoreRequest
+	27, // 89: ridge.pd.v1.PDAdminService.Explain:input_type -> ridge.pd.v1.ExplainRequest
+	30, // 90: ridge.pd.v1.PDAdminService.MakePlan:input_type -> ridge.pd.v1.MakePlanRequest
+	35, // 91: ridge.pd.v1.PDAdminService.ApplyPlan:input_type -> ridge.pd.v1.ApplyPlanRequest
+	37, // 92: ridge.pd.v1.PDAdminService.GetPlanProgress:input_type -> ridge.pd.v1.GetPlanProgressRequest
+	39, // 93: ridge.pd.v1.PDAdminService.StopPlan:input_type -> ridge.pd.v1.StopPlanRequest
+	42, // 94: ridge.pd.v1.PDAdminService.WhatIf:input_type -> ridge.pd.v1.WhatIfRequest
+	44, // 95: ridge.pd.v1.PDAdminService.JoinMember:input_type -> ridge.pd.v1.JoinMemberRequest
+	46, // 96: ridge.pd.v1.PDAdminService.RemoveMember:input_type -> ridge.pd.v1.RemoveMemberRequest
+	3,  // 97: ridge.pd.v1.PDAdminService.ListSettings:output_type -> ridge.pd.v1.ListSettingsResponse
+	5,  // 98: ridge.pd.v1.PDAdminService.SetSettings:output_type -> ridge.pd.v1.SetSettingsResponse
+	7,  // 99: ridge.pd.v1.PDAdminService.GetSchedule:output_type -> ridge.pd.v1.GetScheduleResponse
+	9,  // 100: ridge.pd.v1.PDAdminService.SetSchedule:output_type -> ridge.pd.v1.SetScheduleResponse
+	11, // 101: ridge.pd.v1.PDAdminService.CancelOperator:output_type -> ridge.pd.v1.CancelOperatorResponse
+	13, // 102: ridge.pd.v1.PDAdminService.MoveReplica:output_type -> ridge.pd.v1.MoveReplicaResponse
+	15, // 103: ridge.pd.v1.PDAdminService.MoveLeader:output_type -> ridge.pd.v1.MoveLeaderResponse
+	17, // 104: ridge.pd.v1.PDAdminService.DrainStore:output_type -> ridge.pd.v1.DrainStoreResponse
+	19, // 105: ridge.pd.v1.PDAdminService.DecommissionStore:output_type -> ridge.pd.v1.DecommissionStoreResponse
+	21, // 106: ridge.pd.v1.PDAdminService.ResumeStore:output_type -> ridge.pd.v1.ResumeStoreResponse
+	23, // 107: ridge.pd.v1.PDAdminService.ForgetStore:output_type -> ridge.pd.v1.ForgetStoreResponse
+	26, // 108: ridge.pd.v1.PDAdminService.DescribeStore:output_type -> ridge.pd.v1.DescribeStoreResponse
+	28, // 109: ridge.pd.v1.PDAdminService.Explain:output_type -> ridge.pd.v1.ExplainResponse
+	34, // 110: ridge.pd.v1.PDAdminService.MakePlan:output_type -> ridge.pd.v1.MakePlanResponse
+	36, // 111: ridge.pd.v1.PDAdminService.ApplyPlan:output_type -> ridge.pd.v1.ApplyPlanResponse
+	38, // 112: ridge.pd.v1.PDAdminService.GetPlanProgress:output_type -> ridge.pd.v1.GetPlanProgressResponse
+	40, // 113: ridge.pd.v1.PDAdminService.StopPlan:output_type -> ridge.pd.v1.StopPlanResponse
+	43, // 114: ridge.pd.v1.PDAdminService.WhatIf:output_type -> ridge.pd.v1.WhatIfResponse
+	45, // 115: ridge.pd.v1.PDAdminService.JoinMember:output_type -> ridge.pd.v1.JoinMemberResponse
+	47, // 116: ridge.pd.v1.PDAdminService.RemoveMember:output_type -> ridge.pd.v1.RemoveMemberResponse
+	97, // [97:117] is the sub-list for method output_type
+	77, // [77:97] is the sub-list for method input_type
+	77, // [77:77] is the sub-list for extension type_name
+	77, // [77:77] is the sub-list for extension extendee
+	0,  // [0:77] is the sub-list for field type_name
 }
 
 func init() { file_ridge_pd_v1_admin_proto_init() }
@@ -3519,7 +3825,7 @@ func file_ridge_pd_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ridge_pd_v1_admin_proto_rawDesc), len(file_ridge_pd_v1_admin_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   44,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -37,6 +37,8 @@ const (
 	PDAdminService_GetPlanProgress_FullMethodName   = "/ridge.pd.v1.PDAdminService/GetPlanProgress"
 	PDAdminService_StopPlan_FullMethodName          = "/ridge.pd.v1.PDAdminService/StopPlan"
 	PDAdminService_WhatIf_FullMethodName            = "/ridge.pd.v1.PDAdminService/WhatIf"
+	PDAdminService_JoinMember_FullMethodName        = "/ridge.pd.v1.PDAdminService/JoinMember"
+	PDAdminService_RemoveMember_FullMethodName      = "/ridge.pd.v1.PDAdminService/RemoveMember"
 )
 
 // PDAdminServiceClient is the client API for PDAdminService service.
@@ -83,6 +85,12 @@ type PDAdminServiceClient interface {
 	StopPlan(ctx context.Context, in *StopPlanRequest, opts ...grpc.CallOption) (*StopPlanResponse, error)
 	// WhatIf tells what the loss of stores would mean. It changes nothing.
 	WhatIf(ctx context.Context, in *WhatIfRequest, opts ...grpc.CallOption) (*WhatIfResponse, error)
+	// JoinMember gives a new PD node its id. It has no vote until it has caught
+	// up. The same call again, of the same directory, gets the same id.
+	JoinMember(ctx context.Context, in *JoinMemberRequest, opts ...grpc.CallOption) (*JoinMemberResponse, error)
+	// RemoveMember takes a PD node out, for ever. It is refused when those left
+	// would have no majority that answers. Removed again, it is still removed.
+	RemoveMember(ctx context.Context, in *RemoveMemberRequest, opts ...grpc.CallOption) (*RemoveMemberResponse, error)
 }
 
 type pDAdminServiceClient struct {
@@ -273,6 +281,26 @@ func (c *pDAdminServiceClient) WhatIf(ctx context.Context, in *WhatIfRequest, op
 	return out, nil
 }
 
+func (c *pDAdminServiceClient) JoinMember(ctx context.Context, in *JoinMemberRequest, opts ...grpc.CallOption) (*JoinMemberResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(JoinMemberResponse)
+	err := c.cc.Invoke(ctx, PDAdminService_JoinMember_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pDAdminServiceClient) RemoveMember(ctx context.Context, in *RemoveMemberRequest, opts ...grpc.CallOption) (*RemoveMemberResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveMemberResponse)
+	err := c.cc.Invoke(ctx, PDAdminService_RemoveMember_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PDAdminServiceServer is the server API for PDAdminService service.
 // All implementations must embed UnimplementedPDAdminServiceServer
 // for forward compatibility.
@@ -317,6 +345,12 @@ type PDAdminServiceServer interface {
 	StopPlan(context.Context, *StopPlanRequest) (*StopPlanResponse, error)
 	// WhatIf tells what the loss of stores would mean. It changes nothing.
 	WhatIf(context.Context, *WhatIfRequest) (*WhatIfResponse, error)
+	// JoinMember gives a new PD node its id. It has no vote until it has caught
+	// up. The same call again, of the same directory, gets the same id.
+	JoinMember(context.Context, *JoinMemberRequest) (*JoinMemberResponse, error)
+	// RemoveMember takes a PD node out, for ever. It is refused when those left
+	// would have no majority that answers. Removed again, it is still removed.
+	RemoveMember(context.Context, *RemoveMemberRequest) (*RemoveMemberResponse, error)
 	mustEmbedUnimplementedPDAdminServiceServer()
 }
 
@@ -380,6 +414,12 @@ func (UnimplementedPDAdminServiceServer) StopPlan(context.Context, *StopPlanRequ
 }
 func (UnimplementedPDAdminServiceServer) WhatIf(context.Context, *WhatIfRequest) (*WhatIfResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method WhatIf not implemented")
+}
+func (UnimplementedPDAdminServiceServer) JoinMember(context.Context, *JoinMemberRequest) (*JoinMemberResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method JoinMember not implemented")
+}
+func (UnimplementedPDAdminServiceServer) RemoveMember(context.Context, *RemoveMemberRequest) (*RemoveMemberResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveMember not implemented")
 }
 func (UnimplementedPDAdminServiceServer) mustEmbedUnimplementedPDAdminServiceServer() {}
 func (UnimplementedPDAdminServiceServer) testEmbeddedByValue()                        {}
@@ -726,6 +766,42 @@ func _PDAdminService_WhatIf_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PDAdminService_JoinMember_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(JoinMemberRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PDAdminServiceServer).JoinMember(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PDAdminService_JoinMember_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PDAdminServiceServer).JoinMember(ctx, req.(*JoinMemberRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PDAdminService_RemoveMember_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveMemberRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PDAdminServiceServer).RemoveMember(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PDAdminService_RemoveMember_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PDAdminServiceServer).RemoveMember(ctx, req.(*RemoveMemberRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // PDAdminService_ServiceDesc is the grpc.ServiceDesc for PDAdminService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -804,6 +880,14 @@ var PDAdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "WhatIf",
 			Handler:    _PDAdminService_WhatIf_Handler,
+		},
+		{
+			MethodName: "JoinMember",
+			Handler:    _PDAdminService_JoinMember_Handler,
+		},
+		{
+			MethodName: "RemoveMember",
+			Handler:    _PDAdminService_RemoveMember_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

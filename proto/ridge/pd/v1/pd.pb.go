@@ -45,6 +45,8 @@ const (
 	PDErrorReason_PD_ERROR_REASON_TOO_OLD        PDErrorReason = 10
 	// STORE_DUPLICATE: another process runs with this store's identity.
 	PDErrorReason_PD_ERROR_REASON_STORE_DUPLICATE PDErrorReason = 11
+	// MEMBER_GONE: this PD node was removed for ever.
+	PDErrorReason_PD_ERROR_REASON_MEMBER_GONE PDErrorReason = 12
 	// REFUSED: the cluster is not in a state that allows it; the message says what
 	// would make it possible.
 	PDErrorReason_PD_ERROR_REASON_REFUSED PDErrorReason = 30
@@ -65,6 +67,7 @@ var (
 		9:  "PD_ERROR_REASON_UNAVAILABLE",
 		10: "PD_ERROR_REASON_TOO_OLD",
 		11: "PD_ERROR_REASON_STORE_DUPLICATE",
+		12: "PD_ERROR_REASON_MEMBER_GONE",
 		30: "PD_ERROR_REASON_REFUSED",
 	}
 	PDErrorReason_value = map[string]int32{
@@ -80,6 +83,7 @@ var (
 		"PD_ERROR_REASON_UNAVAILABLE":      9,
 		"PD_ERROR_REASON_TOO_OLD":          10,
 		"PD_ERROR_REASON_STORE_DUPLICATE":  11,
+		"PD_ERROR_REASON_MEMBER_GONE":      12,
 		"PD_ERROR_REASON_REFUSED":          30,
 	}
 )
@@ -281,11 +285,17 @@ func (x *RequestHeader) GetClusterId() uint64 {
 	return 0
 }
 
+// Member is a PD node.
 type Member struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	MemberId      uint64                 `protobuf:"varint,1,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
-	GrpcAddress   string                 `protobuf:"bytes,2,opt,name=grpc_address,json=grpcAddress,proto3" json:"grpc_address,omitempty"`
-	RaftAddress   string                 `protobuf:"bytes,3,opt,name=raft_address,json=raftAddress,proto3" json:"raft_address,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	MemberId    uint64                 `protobuf:"varint,1,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
+	GrpcAddress string                 `protobuf:"bytes,2,opt,name=grpc_address,json=grpcAddress,proto3" json:"grpc_address,omitempty"`
+	RaftAddress string                 `protobuf:"bytes,3,opt,name=raft_address,json=raftAddress,proto3" json:"raft_address,omitempty"`
+	// joining: it learns and has no vote yet.
+	Joining bool `protobuf:"varint,4,opt,name=joining,proto3" json:"joining,omitempty"`
+	// directory_id names the directory of the node; 0 until it has told. A node
+	// with another directory is not this member, whatever its addresses are.
+	DirectoryId   uint64 `protobuf:"varint,5,opt,name=directory_id,json=directoryId,proto3" json:"directory_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -341,6 +351,20 @@ func (x *Member) GetRaftAddress() string {
 	return ""
 }
 
+func (x *Member) GetJoining() bool {
+	if x != nil {
+		return x.Joining
+	}
+	return false
+}
+
+func (x *Member) GetDirectoryId() uint64 {
+	if x != nil {
+		return x.DirectoryId
+	}
+	return 0
+}
+
 type MembersRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -383,7 +407,13 @@ type MembersResponse struct {
 	ClusterId uint64                 `protobuf:"varint,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
 	Members   []*Member              `protobuf:"bytes,3,rep,name=members,proto3" json:"members,omitempty"`
 	// leader_id 0 means unknown.
-	LeaderId      uint64 `protobuf:"varint,4,opt,name=leader_id,json=leaderId,proto3" json:"leader_id,omitempty"`
+	LeaderId uint64 `protobuf:"varint,4,opt,name=leader_id,json=leaderId,proto3" json:"leader_id,omitempty"`
+	// last_member_id is the last id that was given: one up to it that is not
+	// listed is a member no more, for ever.
+	LastMemberId uint64 `protobuf:"varint,5,opt,name=last_member_id,json=lastMemberId,proto3" json:"last_member_id,omitempty"`
+	// revision grows with every change of the list: of two lists of a cluster the
+	// one with the higher revision is newer.
+	Revision      uint64 `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -442,6 +472,20 @@ func (x *MembersResponse) GetMembers() []*Member {
 func (x *MembersResponse) GetLeaderId() uint64 {
 	if x != nil {
 		return x.LeaderId
+	}
+	return 0
+}
+
+func (x *MembersResponse) GetLastMemberId() uint64 {
+	if x != nil {
+		return x.LastMemberId
+	}
+	return 0
+}
+
+func (x *MembersResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
 	}
 	return 0
 }
@@ -4686,18 +4730,22 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"backoff_ms\x18\x05 \x01(\rR\tbackoffMs\".\n" +
 	"\rRequestHeader\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\x01 \x01(\x04R\tclusterId\"k\n" +
+	"cluster_id\x18\x01 \x01(\x04R\tclusterId\"\xa8\x01\n" +
 	"\x06Member\x12\x1b\n" +
 	"\tmember_id\x18\x01 \x01(\x04R\bmemberId\x12!\n" +
 	"\fgrpc_address\x18\x02 \x01(\tR\vgrpcAddress\x12!\n" +
-	"\fraft_address\x18\x03 \x01(\tR\vraftAddress\"\x10\n" +
-	"\x0eMembersRequest\"\xa8\x01\n" +
+	"\fraft_address\x18\x03 \x01(\tR\vraftAddress\x12\x18\n" +
+	"\ajoining\x18\x04 \x01(\bR\ajoining\x12!\n" +
+	"\fdirectory_id\x18\x05 \x01(\x04R\vdirectoryId\"\x10\n" +
+	"\x0eMembersRequest\"\xea\x01\n" +
 	"\x0fMembersResponse\x12*\n" +
 	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x02 \x01(\x04R\tclusterId\x12-\n" +
 	"\amembers\x18\x03 \x03(\v2\x13.ridge.pd.v1.MemberR\amembers\x12\x1b\n" +
-	"\tleader_id\x18\x04 \x01(\x04R\bleaderId\"\x0f\n" +
+	"\tleader_id\x18\x04 \x01(\x04R\bleaderId\x12$\n" +
+	"\x0elast_member_id\x18\x05 \x01(\x04R\flastMemberId\x12\x1a\n" +
+	"\brevision\x18\x06 \x01(\x04R\brevision\"\x0f\n" +
 	"\rStatusRequest\"\x8e\x03\n" +
 	"\x0eStatusResponse\x12*\n" +
 	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error\x12\x1d\n" +
@@ -5025,7 +5073,7 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"\x06header\x18\x01 \x01(\v2\x1a.ridge.pd.v1.RequestHeaderR\x06header\x12\x17\n" +
 	"\ahold_id\x18\x02 \x01(\tR\x06holdId\"A\n" +
 	"\x13ReleaseHoldResponse\x12*\n" +
-	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error*\xc6\x03\n" +
+	"\x05error\x18\x01 \x01(\v2\x14.ridge.pd.v1.PDErrorR\x05error*\xe7\x03\n" +
 	"\rPDErrorReason\x12\x1f\n" +
 	"\x1bPD_ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aPD_ERROR_REASON_NOT_LEADER\x10\x01\x12$\n" +
@@ -5039,7 +5087,8 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"\x1bPD_ERROR_REASON_UNAVAILABLE\x10\t\x12\x1b\n" +
 	"\x17PD_ERROR_REASON_TOO_OLD\x10\n" +
 	"\x12#\n" +
-	"\x1fPD_ERROR_REASON_STORE_DUPLICATE\x10\v\x12\x1b\n" +
+	"\x1fPD_ERROR_REASON_STORE_DUPLICATE\x10\v\x12\x1f\n" +
+	"\x1bPD_ERROR_REASON_MEMBER_GONE\x10\f\x12\x1b\n" +
 	"\x17PD_ERROR_REASON_REFUSED\x10\x1e2\xdf\r\n" +
 	"\tPDService\x12D\n" +
 	"\aMembers\x12\x1b.ridge.pd.v1.MembersRequest\x1a\x1c.ridge.pd.v1.MembersResponse\x12A\n" +

@@ -50,6 +50,10 @@ type Command struct {
 	//	*Command_PutSettings
 	//	*Command_PutPause
 	//	*Command_AppendJournal
+	//	*Command_SeedMembers
+	//	*Command_AdmitMember
+	//	*Command_PutMember
+	//	*Command_DropMember
 	Command       isCommand_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -263,6 +267,42 @@ func (x *Command) GetAppendJournal() *AppendJournal {
 	return nil
 }
 
+func (x *Command) GetSeedMembers() *SeedMembers {
+	if x != nil {
+		if x, ok := x.Command.(*Command_SeedMembers); ok {
+			return x.SeedMembers
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetAdmitMember() *AdmitMember {
+	if x != nil {
+		if x, ok := x.Command.(*Command_AdmitMember); ok {
+			return x.AdmitMember
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetPutMember() *PutMember {
+	if x != nil {
+		if x, ok := x.Command.(*Command_PutMember); ok {
+			return x.PutMember
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetDropMember() *DropMember {
+	if x != nil {
+		if x, ok := x.Command.(*Command_DropMember); ok {
+			return x.DropMember
+		}
+	}
+	return nil
+}
+
 type isCommand_Command interface {
 	isCommand_Command()
 }
@@ -343,6 +383,22 @@ type Command_AppendJournal struct {
 	AppendJournal *AppendJournal `protobuf:"bytes,32,opt,name=append_journal,json=appendJournal,proto3,oneof"`
 }
 
+type Command_SeedMembers struct {
+	SeedMembers *SeedMembers `protobuf:"bytes,40,opt,name=seed_members,json=seedMembers,proto3,oneof"`
+}
+
+type Command_AdmitMember struct {
+	AdmitMember *AdmitMember `protobuf:"bytes,41,opt,name=admit_member,json=admitMember,proto3,oneof"`
+}
+
+type Command_PutMember struct {
+	PutMember *PutMember `protobuf:"bytes,42,opt,name=put_member,json=putMember,proto3,oneof"`
+}
+
+type Command_DropMember struct {
+	DropMember *DropMember `protobuf:"bytes,43,opt,name=drop_member,json=dropMember,proto3,oneof"`
+}
+
 func (*Command_InitCluster) isCommand_Command() {}
 
 func (*Command_AllocateIds) isCommand_Command() {}
@@ -381,6 +437,14 @@ func (*Command_PutPause) isCommand_Command() {}
 
 func (*Command_AppendJournal) isCommand_Command() {}
 
+func (*Command_SeedMembers) isCommand_Command() {}
+
+func (*Command_AdmitMember) isCommand_Command() {}
+
+func (*Command_PutMember) isCommand_Command() {}
+
+func (*Command_DropMember) isCommand_Command() {}
+
 // CommandResult is what applying a command decided.
 type CommandResult struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -393,6 +457,7 @@ type CommandResult struct {
 	GcSafePoint   uint64                 `protobuf:"varint,7,opt,name=gc_safe_point,json=gcSafePoint,proto3" json:"gc_safe_point,omitempty"`
 	TxnSafePoint  uint64                 `protobuf:"varint,8,opt,name=txn_safe_point,json=txnSafePoint,proto3" json:"txn_safe_point,omitempty"`
 	Rule          *PlacementRule         `protobuf:"bytes,9,opt,name=rule,proto3" json:"rule,omitempty"`
+	Member        *Member                `protobuf:"bytes,40,opt,name=member,proto3" json:"member,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -486,6 +551,13 @@ func (x *CommandResult) GetTxnSafePoint() uint64 {
 func (x *CommandResult) GetRule() *PlacementRule {
 	if x != nil {
 		return x.Rule
+	}
+	return nil
+}
+
+func (x *CommandResult) GetMember() *Member {
+	if x != nil {
+		return x.Member
 	}
 	return nil
 }
@@ -1598,6 +1670,227 @@ func (x *AppendJournal) GetBatch() uint64 {
 	return 0
 }
 
+// SeedMembers names the nodes that the group began with. The first one wins.
+type SeedMembers struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Members       []*Member              `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SeedMembers) Reset() {
+	*x = SeedMembers{}
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SeedMembers) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SeedMembers) ProtoMessage() {}
+
+func (x *SeedMembers) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SeedMembers.ProtoReflect.Descriptor instead.
+func (*SeedMembers) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *SeedMembers) GetMembers() []*Member {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+// AdmitMember gives a new node an id; to a directory that has one, the same.
+type AdmitMember struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	DirectoryId   uint64                 `protobuf:"varint,1,opt,name=directory_id,json=directoryId,proto3" json:"directory_id,omitempty"`
+	GrpcAddress   string                 `protobuf:"bytes,2,opt,name=grpc_address,json=grpcAddress,proto3" json:"grpc_address,omitempty"`
+	RaftAddress   string                 `protobuf:"bytes,3,opt,name=raft_address,json=raftAddress,proto3" json:"raft_address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmitMember) Reset() {
+	*x = AdmitMember{}
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmitMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmitMember) ProtoMessage() {}
+
+func (x *AdmitMember) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmitMember.ProtoReflect.Descriptor instead.
+func (*AdmitMember) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *AdmitMember) GetDirectoryId() uint64 {
+	if x != nil {
+		return x.DirectoryId
+	}
+	return 0
+}
+
+func (x *AdmitMember) GetGrpcAddress() string {
+	if x != nil {
+		return x.GrpcAddress
+	}
+	return ""
+}
+
+func (x *AdmitMember) GetRaftAddress() string {
+	if x != nil {
+		return x.RaftAddress
+	}
+	return ""
+}
+
+// PutMember notes what is new about a member. Fields that are zero stay.
+type PutMember struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	MemberId    uint64                 `protobuf:"varint,1,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
+	GrpcAddress string                 `protobuf:"bytes,2,opt,name=grpc_address,json=grpcAddress,proto3" json:"grpc_address,omitempty"`
+	DirectoryId uint64                 `protobuf:"varint,3,opt,name=directory_id,json=directoryId,proto3" json:"directory_id,omitempty"`
+	// voter: it has joined.
+	Voter         bool `protobuf:"varint,4,opt,name=voter,proto3" json:"voter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutMember) Reset() {
+	*x = PutMember{}
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutMember) ProtoMessage() {}
+
+func (x *PutMember) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutMember.ProtoReflect.Descriptor instead.
+func (*PutMember) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *PutMember) GetMemberId() uint64 {
+	if x != nil {
+		return x.MemberId
+	}
+	return 0
+}
+
+func (x *PutMember) GetGrpcAddress() string {
+	if x != nil {
+		return x.GrpcAddress
+	}
+	return ""
+}
+
+func (x *PutMember) GetDirectoryId() uint64 {
+	if x != nil {
+		return x.DirectoryId
+	}
+	return 0
+}
+
+func (x *PutMember) GetVoter() bool {
+	if x != nil {
+		return x.Voter
+	}
+	return false
+}
+
+// DropMember forgets a node that the group has removed.
+type DropMember struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	MemberId      uint64                 `protobuf:"varint,1,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropMember) Reset() {
+	*x = DropMember{}
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropMember) ProtoMessage() {}
+
+func (x *DropMember) ProtoReflect() protoreflect.Message {
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropMember.ProtoReflect.Descriptor instead.
+func (*DropMember) Descriptor() ([]byte, []int) {
+	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *DropMember) GetMemberId() uint64 {
+	if x != nil {
+		return x.MemberId
+	}
+	return 0
+}
+
 // StoreRecord is a store as PD remembers it.
 type StoreRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1611,7 +1904,7 @@ type StoreRecord struct {
 
 func (x *StoreRecord) Reset() {
 	*x = StoreRecord{}
-	mi := &file_ridge_pd_v1_state_proto_msgTypes[22]
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1623,7 +1916,7 @@ func (x *StoreRecord) String() string {
 func (*StoreRecord) ProtoMessage() {}
 
 func (x *StoreRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_state_proto_msgTypes[22]
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1636,7 +1929,7 @@ func (x *StoreRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreRecord.ProtoReflect.Descriptor instead.
 func (*StoreRecord) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{22}
+	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StoreRecord) GetStore() *v1.Store {
@@ -1682,13 +1975,18 @@ type MetaState struct {
 	NextDecision    uint64            `protobuf:"varint,34,opt,name=next_decision,json=nextDecision,proto3" json:"next_decision,omitempty"`
 	JournalWriter   uint64            `protobuf:"varint,35,opt,name=journal_writer,json=journalWriter,proto3" json:"journal_writer,omitempty"`
 	JournalBatch    uint64            `protobuf:"varint,36,opt,name=journal_batch,json=journalBatch,proto3" json:"journal_batch,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// members are PD's nodes, those that join included.
+	Members []*Member `protobuf:"bytes,40,rep,name=members,proto3" json:"members,omitempty"`
+	// last_member_id is the last id that was given; it never decreases.
+	LastMemberId   uint64 `protobuf:"varint,41,opt,name=last_member_id,json=lastMemberId,proto3" json:"last_member_id,omitempty"`
+	MemberRevision uint64 `protobuf:"varint,42,opt,name=member_revision,json=memberRevision,proto3" json:"member_revision,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *MetaState) Reset() {
 	*x = MetaState{}
-	mi := &file_ridge_pd_v1_state_proto_msgTypes[23]
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1700,7 +1998,7 @@ func (x *MetaState) String() string {
 func (*MetaState) ProtoMessage() {}
 
 func (x *MetaState) ProtoReflect() protoreflect.Message {
-	mi := &file_ridge_pd_v1_state_proto_msgTypes[23]
+	mi := &file_ridge_pd_v1_state_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1713,7 +2011,7 @@ func (x *MetaState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaState.ProtoReflect.Descriptor instead.
 func (*MetaState) Descriptor() ([]byte, []int) {
-	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{23}
+	return file_ridge_pd_v1_state_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *MetaState) GetClusterId() uint64 {
@@ -1870,11 +2168,33 @@ func (x *MetaState) GetJournalBatch() uint64 {
 	return 0
 }
 
+func (x *MetaState) GetMembers() []*Member {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *MetaState) GetLastMemberId() uint64 {
+	if x != nil {
+		return x.LastMemberId
+	}
+	return 0
+}
+
+func (x *MetaState) GetMemberRevision() uint64 {
+	if x != nil {
+		return x.MemberRevision
+	}
+	return 0
+}
+
 var File_ridge_pd_v1_state_proto protoreflect.FileDescriptor
 
 const file_ridge_pd_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"\x17ridge/pd/v1/state.proto\x12\vridge.pd.v1\x1a\x18ridge/meta/v1/meta.proto\x1a\x19ridge/pd/v1/journal.proto\x1a\x14ridge/pd/v1/pd.proto\"\x87\t\n" +
+	"\x17ridge/pd/v1/state.proto\x12\vridge.pd.v1\x1a\x18ridge/meta/v1/meta.proto\x1a\x19ridge/pd/v1/journal.proto\x1a\x14ridge/pd/v1/pd.proto\"\xfa\n" +
+	"\n" +
 	"\aCommand\x12=\n" +
 	"\finit_cluster\x18\x01 \x01(\v2\x18.ridge.pd.v1.InitClusterH\x00R\vinitCluster\x12=\n" +
 	"\fallocate_ids\x18\x02 \x01(\v2\x18.ridge.pd.v1.AllocateIDsH\x00R\vallocateIds\x12:\n" +
@@ -1900,8 +2220,14 @@ const file_ridge_pd_v1_state_proto_rawDesc = "" +
 	"\tdrop_rule\x18\x10 \x01(\v2\x15.ridge.pd.v1.DropRuleH\x00R\bdropRule\x12=\n" +
 	"\fput_settings\x18\x1e \x01(\v2\x18.ridge.pd.v1.PutSettingsH\x00R\vputSettings\x124\n" +
 	"\tput_pause\x18\x1f \x01(\v2\x15.ridge.pd.v1.PutPauseH\x00R\bputPause\x12C\n" +
-	"\x0eappend_journal\x18  \x01(\v2\x1a.ridge.pd.v1.AppendJournalH\x00R\rappendJournalB\t\n" +
-	"\acommand\"\xff\x02\n" +
+	"\x0eappend_journal\x18  \x01(\v2\x1a.ridge.pd.v1.AppendJournalH\x00R\rappendJournal\x12=\n" +
+	"\fseed_members\x18( \x01(\v2\x18.ridge.pd.v1.SeedMembersH\x00R\vseedMembers\x12=\n" +
+	"\fadmit_member\x18) \x01(\v2\x18.ridge.pd.v1.AdmitMemberH\x00R\vadmitMember\x127\n" +
+	"\n" +
+	"put_member\x18* \x01(\v2\x16.ridge.pd.v1.PutMemberH\x00R\tputMember\x12:\n" +
+	"\vdrop_member\x18+ \x01(\v2\x17.ridge.pd.v1.DropMemberH\x00R\n" +
+	"dropMemberB\t\n" +
+	"\acommand\"\xac\x03\n" +
 	"\rCommandResult\x122\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x1a.ridge.pd.v1.PDErrorReasonR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x19\n" +
@@ -1912,7 +2238,8 @@ const file_ridge_pd_v1_state_proto_rawDesc = "" +
 	"\x03tso\x18\x06 \x01(\v2\x16.ridge.pd.v1.TSORecordR\x03tso\x12\"\n" +
 	"\rgc_safe_point\x18\a \x01(\x04R\vgcSafePoint\x12$\n" +
 	"\x0etxn_safe_point\x18\b \x01(\x04R\ftxnSafePoint\x12.\n" +
-	"\x04rule\x18\t \x01(\v2\x1a.ridge.pd.v1.PlacementRuleR\x04rule\"`\n" +
+	"\x04rule\x18\t \x01(\v2\x1a.ridge.pd.v1.PlacementRuleR\x04rule\x12+\n" +
+	"\x06member\x18( \x01(\v2\x13.ridge.pd.v1.MemberR\x06member\"`\n" +
 	"\vInitCluster\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\x04R\tclusterId\x122\n" +
@@ -1985,10 +2312,24 @@ const file_ridge_pd_v1_state_proto_rawDesc = "" +
 	"\rAppendJournal\x123\n" +
 	"\tdecisions\x18\x01 \x03(\v2\x15.ridge.pd.v1.DecisionR\tdecisions\x12\x16\n" +
 	"\x06writer\x18\x02 \x01(\x04R\x06writer\x12\x14\n" +
-	"\x05batch\x18\x03 \x01(\x04R\x05batch\"W\n" +
+	"\x05batch\x18\x03 \x01(\x04R\x05batch\"<\n" +
+	"\vSeedMembers\x12-\n" +
+	"\amembers\x18\x01 \x03(\v2\x13.ridge.pd.v1.MemberR\amembers\"v\n" +
+	"\vAdmitMember\x12!\n" +
+	"\fdirectory_id\x18\x01 \x01(\x04R\vdirectoryId\x12!\n" +
+	"\fgrpc_address\x18\x02 \x01(\tR\vgrpcAddress\x12!\n" +
+	"\fraft_address\x18\x03 \x01(\tR\vraftAddress\"\x84\x01\n" +
+	"\tPutMember\x12\x1b\n" +
+	"\tmember_id\x18\x01 \x01(\x04R\bmemberId\x12!\n" +
+	"\fgrpc_address\x18\x02 \x01(\tR\vgrpcAddress\x12!\n" +
+	"\fdirectory_id\x18\x03 \x01(\x04R\vdirectoryId\x12\x14\n" +
+	"\x05voter\x18\x04 \x01(\bR\x05voter\")\n" +
+	"\n" +
+	"DropMember\x12\x1b\n" +
+	"\tmember_id\x18\x01 \x01(\x04R\bmemberId\"W\n" +
 	"\vStoreRecord\x12*\n" +
 	"\x05store\x18\x01 \x01(\v2\x14.ridge.meta.v1.StoreR\x05store\x12\x1c\n" +
-	"\tactivated\x18\x02 \x01(\bR\tactivated\"\xeb\a\n" +
+	"\tactivated\x18\x02 \x01(\bR\tactivated\"\xe9\b\n" +
 	"\tMetaState\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\x04R\tclusterId\x12\x17\n" +
@@ -2014,7 +2355,10 @@ const file_ridge_pd_v1_state_proto_rawDesc = "" +
 	"\ajournal\x18! \x03(\v2\x15.ridge.pd.v1.DecisionR\ajournal\x12#\n" +
 	"\rnext_decision\x18\" \x01(\x04R\fnextDecision\x12%\n" +
 	"\x0ejournal_writer\x18# \x01(\x04R\rjournalWriter\x12#\n" +
-	"\rjournal_batch\x18$ \x01(\x04R\fjournalBatch\x1a;\n" +
+	"\rjournal_batch\x18$ \x01(\x04R\fjournalBatch\x12-\n" +
+	"\amembers\x18( \x03(\v2\x13.ridge.pd.v1.MemberR\amembers\x12$\n" +
+	"\x0elast_member_id\x18) \x01(\x04R\flastMemberId\x12'\n" +
+	"\x0fmember_revision\x18* \x01(\x04R\x0ememberRevision\x1a;\n" +
 	"\rSettingsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B1Z/github.com/ridgekv/ridge/proto/ridge/pd/v1;pdpbb\x06proto3"
@@ -2031,7 +2375,7 @@ func file_ridge_pd_v1_state_proto_rawDescGZIP() []byte {
 	return file_ridge_pd_v1_state_proto_rawDescData
 }
 
-var file_ridge_pd_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_ridge_pd_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_ridge_pd_v1_state_proto_goTypes = []any{
 	(*Command)(nil),        // 0: ridge.pd.v1.Command
 	(*CommandResult)(nil),  // 1: ridge.pd.v1.CommandResult
@@ -2055,19 +2399,24 @@ var file_ridge_pd_v1_state_proto_goTypes = []any{
 	(*PutSettings)(nil),    // 19: ridge.pd.v1.PutSettings
 	(*PutPause)(nil),       // 20: ridge.pd.v1.PutPause
 	(*AppendJournal)(nil),  // 21: ridge.pd.v1.AppendJournal
-	(*StoreRecord)(nil),    // 22: ridge.pd.v1.StoreRecord
-	(*MetaState)(nil),      // 23: ridge.pd.v1.MetaState
-	nil,                    // 24: ridge.pd.v1.PutSettings.SetEntry
-	nil,                    // 25: ridge.pd.v1.MetaState.SettingsEntry
-	(PDErrorReason)(0),     // 26: ridge.pd.v1.PDErrorReason
-	(*v1.Store)(nil),       // 27: ridge.meta.v1.Store
-	(*v1.Range)(nil),       // 28: ridge.meta.v1.Range
-	(*PlacementRule)(nil),  // 29: ridge.pd.v1.PlacementRule
-	(*ClusterConfig)(nil),  // 30: ridge.pd.v1.ClusterConfig
-	(v1.StoreState)(0),     // 31: ridge.meta.v1.StoreState
-	(*Pause)(nil),          // 32: ridge.pd.v1.Pause
-	(*Decision)(nil),       // 33: ridge.pd.v1.Decision
-	(*Hold)(nil),           // 34: ridge.pd.v1.Hold
+	(*SeedMembers)(nil),    // 22: ridge.pd.v1.SeedMembers
+	(*AdmitMember)(nil),    // 23: ridge.pd.v1.AdmitMember
+	(*PutMember)(nil),      // 24: ridge.pd.v1.PutMember
+	(*DropMember)(nil),     // 25: ridge.pd.v1.DropMember
+	(*StoreRecord)(nil),    // 26: ridge.pd.v1.StoreRecord
+	(*MetaState)(nil),      // 27: ridge.pd.v1.MetaState
+	nil,                    // 28: ridge.pd.v1.PutSettings.SetEntry
+	nil,                    // 29: ridge.pd.v1.MetaState.SettingsEntry
+	(PDErrorReason)(0),     // 30: ridge.pd.v1.PDErrorReason
+	(*v1.Store)(nil),       // 31: ridge.meta.v1.Store
+	(*v1.Range)(nil),       // 32: ridge.meta.v1.Range
+	(*PlacementRule)(nil),  // 33: ridge.pd.v1.PlacementRule
+	(*Member)(nil),         // 34: ridge.pd.v1.Member
+	(*ClusterConfig)(nil),  // 35: ridge.pd.v1.ClusterConfig
+	(v1.StoreState)(0),     // 36: ridge.meta.v1.StoreState
+	(*Pause)(nil),          // 37: ridge.pd.v1.Pause
+	(*Decision)(nil),       // 38: ridge.pd.v1.Decision
+	(*Hold)(nil),           // 39: ridge.pd.v1.Hold
 }
 var file_ridge_pd_v1_state_proto_depIdxs = []int32{
 	2,  // 0: ridge.pd.v1.Command.init_cluster:type_name -> ridge.pd.v1.InitCluster
@@ -2089,37 +2438,44 @@ var file_ridge_pd_v1_state_proto_depIdxs = []int32{
 	19, // 16: ridge.pd.v1.Command.put_settings:type_name -> ridge.pd.v1.PutSettings
 	20, // 17: ridge.pd.v1.Command.put_pause:type_name -> ridge.pd.v1.PutPause
 	21, // 18: ridge.pd.v1.Command.append_journal:type_name -> ridge.pd.v1.AppendJournal
-	26, // 19: ridge.pd.v1.CommandResult.reason:type_name -> ridge.pd.v1.PDErrorReason
-	27, // 20: ridge.pd.v1.CommandResult.store:type_name -> ridge.meta.v1.Store
-	28, // 21: ridge.pd.v1.CommandResult.first_range:type_name -> ridge.meta.v1.Range
-	8,  // 22: ridge.pd.v1.CommandResult.tso:type_name -> ridge.pd.v1.TSORecord
-	29, // 23: ridge.pd.v1.CommandResult.rule:type_name -> ridge.pd.v1.PlacementRule
-	30, // 24: ridge.pd.v1.InitCluster.config:type_name -> ridge.pd.v1.ClusterConfig
-	27, // 25: ridge.pd.v1.AdmitStore.store:type_name -> ridge.meta.v1.Store
-	31, // 26: ridge.pd.v1.PutStoreState.state:type_name -> ridge.meta.v1.StoreState
-	28, // 27: ridge.pd.v1.PutRanges.ranges:type_name -> ridge.meta.v1.Range
-	30, // 28: ridge.pd.v1.PutConfig.config:type_name -> ridge.pd.v1.ClusterConfig
-	29, // 29: ridge.pd.v1.PutRule.rule:type_name -> ridge.pd.v1.PlacementRule
-	24, // 30: ridge.pd.v1.PutSettings.set:type_name -> ridge.pd.v1.PutSettings.SetEntry
-	30, // 31: ridge.pd.v1.PutSettings.config:type_name -> ridge.pd.v1.ClusterConfig
-	32, // 32: ridge.pd.v1.PutPause.pause:type_name -> ridge.pd.v1.Pause
-	33, // 33: ridge.pd.v1.AppendJournal.decisions:type_name -> ridge.pd.v1.Decision
-	27, // 34: ridge.pd.v1.StoreRecord.store:type_name -> ridge.meta.v1.Store
-	30, // 35: ridge.pd.v1.MetaState.config:type_name -> ridge.pd.v1.ClusterConfig
-	22, // 36: ridge.pd.v1.MetaState.stores:type_name -> ridge.pd.v1.StoreRecord
-	28, // 37: ridge.pd.v1.MetaState.ranges:type_name -> ridge.meta.v1.Range
-	28, // 38: ridge.pd.v1.MetaState.first_range:type_name -> ridge.meta.v1.Range
-	8,  // 39: ridge.pd.v1.MetaState.tso:type_name -> ridge.pd.v1.TSORecord
-	34, // 40: ridge.pd.v1.MetaState.holds:type_name -> ridge.pd.v1.Hold
-	29, // 41: ridge.pd.v1.MetaState.rules:type_name -> ridge.pd.v1.PlacementRule
-	25, // 42: ridge.pd.v1.MetaState.settings:type_name -> ridge.pd.v1.MetaState.SettingsEntry
-	32, // 43: ridge.pd.v1.MetaState.pause:type_name -> ridge.pd.v1.Pause
-	33, // 44: ridge.pd.v1.MetaState.journal:type_name -> ridge.pd.v1.Decision
-	45, // [45:45] is the sub-list for method output_type
-	45, // [45:45] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	22, // 19: ridge.pd.v1.Command.seed_members:type_name -> ridge.pd.v1.SeedMembers
+	23, // 20: ridge.pd.v1.Command.admit_member:type_name -> ridge.pd.v1.AdmitMember
+	24, // 21: ridge.pd.v1.Command.put_member:type_name -> ridge.pd.v1.PutMember
+	25, // 22: ridge.pd.v1.Command.drop_member:type_name -> ridge.pd.v1.DropMember
+	30, // 23: ridge.pd.v1.CommandResult.reason:type_name -> ridge.pd.v1.PDErrorReason
+	31, // 24: ridge.pd.v1.CommandResult.store:type_name -> ridge.meta.v1.Store
+	32, // 25: ridge.pd.v1.CommandResult.first_range:type_name -> ridge.meta.v1.Range
+	8,  // 26: ridge.pd.v1.CommandResult.tso:type_name -> ridge.pd.v1.TSORecord
+	33, // 27: ridge.pd.v1.CommandResult.rule:type_name -> ridge.pd.v1.PlacementRule
+	34, // 28: ridge.pd.v1.CommandResult.member:type_name -> ridge.pd.v1.Member
+	35, // 29: ridge.pd.v1.InitCluster.config:type_name -> ridge.pd.v1.ClusterConfig
+	31, // 30: ridge.pd.v1.AdmitStore.store:type_name -> ridge.meta.v1.Store
+	36, // 31: ridge.pd.v1.PutStoreState.state:type_name -> ridge.meta.v1.StoreState
+	32, // 32: ridge.pd.v1.PutRanges.ranges:type_name -> ridge.meta.v1.Range
+	35, // 33: ridge.pd.v1.PutConfig.config:type_name -> ridge.pd.v1.ClusterConfig
+	33, // 34: ridge.pd.v1.PutRule.rule:type_name -> ridge.pd.v1.PlacementRule
+	28, // 35: ridge.pd.v1.PutSettings.set:type_name -> ridge.pd.v1.PutSettings.SetEntry
+	35, // 36: ridge.pd.v1.PutSettings.config:type_name -> ridge.pd.v1.ClusterConfig
+	37, // 37: ridge.pd.v1.PutPause.pause:type_name -> ridge.pd.v1.Pause
+	38, // 38: ridge.pd.v1.AppendJournal.decisions:type_name -> ridge.pd.v1.Decision
+	34, // 39: ridge.pd.v1.SeedMembers.members:type_name -> ridge.pd.v1.Member
+	31, // 40: ridge.pd.v1.StoreRecord.store:type_name -> ridge.meta.v1.Store
+	35, // 41: ridge.pd.v1.MetaState.config:type_name -> ridge.pd.v1.ClusterConfig
+	26, // 42: ridge.pd.v1.MetaState.stores:type_name -> ridge.pd.v1.StoreRecord
+	32, // 43: ridge.pd.v1.MetaState.ranges:type_name -> ridge.meta.v1.Range
+	32, // 44: ridge.pd.v1.MetaState.first_range:type_name -> ridge.meta.v1.Range
+	8,  // 45: ridge.pd.v1.MetaState.tso:type_name -> ridge.pd.v1.TSORecord
+	39, // 46: ridge.pd.v1.MetaState.holds:type_name -> ridge.pd.v1.Hold
+	33, // 47: ridge.pd.v1.MetaState.rules:type_name -> ridge.pd.v1.PlacementRule
+	29, // 48: ridge.pd.v1.MetaState.settings:type_name -> ridge.pd.v1.MetaState.SettingsEntry
+	37, // 49: ridge.pd.v1.MetaState.pause:type_name -> ridge.pd.v1.Pause
+	38, // 50: ridge.pd.v1.MetaState.journal:type_name -> ridge.pd.v1.Decision
+	34, // 51: ridge.pd.v1.MetaState.members:type_name -> ridge.pd.v1.Member
+	52, // [52:52] is the sub-list for method output_type
+	52, // [52:52] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_ridge_pd_v1_state_proto_init() }
@@ -2149,6 +2505,10 @@ func file_ridge_pd_v1_state_proto_init() {
 		(*Command_PutSettings)(nil),
 		(*Command_PutPause)(nil),
 		(*Command_AppendJournal)(nil),
+		(*Command_SeedMembers)(nil),
+		(*Command_AdmitMember)(nil),
+		(*Command_PutMember)(nil),
+		(*Command_DropMember)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2156,7 +2516,7 @@ func file_ridge_pd_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ridge_pd_v1_state_proto_rawDesc), len(file_ridge_pd_v1_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   26,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

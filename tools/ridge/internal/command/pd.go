@@ -21,11 +21,18 @@ func newPD() *cobra.Command {
 	schema := config.PD()
 	cmd := &cobra.Command{
 		Use:   "pd",
-		Short: "Run a placement driver node",
-		Long: `Run a placement driver node. One is enough to start with; three survive the loss
-of one. All nodes are given the same --members, and never another one later:
+		Short: "Run a placement driver node, or look after those of a cluster",
+		Long: `Run a placement driver node. One is enough to start with; three survive the loss of
+one. A cluster begins with one, or with three that are given the same --members:
 
-  ridge pd --member-id 1 --members 1=a:7400/a:7401,2=b:7400/b:7401,3=c:7400/c:7401`,
+  ridge pd --member-id 1 --members 1=a:7400/a:7401,2=b:7400/b:7401,3=c:7400/c:7401
+
+From then on its directory tells a node what it is, and --members counts no more.
+Further nodes join the running ones, and get their ids from them:
+
+  ridge pd --join a:7400 --listen d:7400 --raft-listen d:7401
+
+"ridge pd list" lists all, "ridge pd remove" takes one out.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			v, err := load(cmd, schema)
@@ -36,6 +43,7 @@ of one. All nodes are given the same --members, and never another one later:
 		},
 	}
 	schema.AddFlags(cmd.Flags())
+	cmd.AddCommand(newPDList(), newPDRemove())
 	return cmd
 }
 
@@ -51,6 +59,11 @@ func runPD(cmd *cobra.Command, v config.Values) error {
 		return err
 	}
 	options.Logger, options.Registerer = logger, registry
+	clientTLS, err := files.Client()
+	if err != nil {
+		return usageError{err}
+	}
+	options.Peers = pdPeers{clientTLS}
 	if files.Given() {
 		options.TLS = &pd.TLSFiles{CA: files.CA, Cert: files.Cert, Key: files.Key}
 	}
@@ -77,7 +90,7 @@ func runPD(cmd *cobra.Command, v config.Values) error {
 	}
 	defer httpListener.Close()
 	setMemory(v.Int("memory"))
-	fmt.Fprintf(cmd.OutOrStdout(), "pd %d: grpc %s, raft %s, http %s, data in %s\n", options.MemberID,
+	fmt.Fprintf(cmd.OutOrStdout(), "pd: grpc %s, raft %s, http %s, data in %s\n",
 		grpcListener.Addr(), options.RaftListenAddress, httpListener.Addr(), options.Dir)
 	p := process{
 		members: []member{{
@@ -87,7 +100,7 @@ func runPD(cmd *cobra.Command, v config.Values) error {
 		tls: files, logger: logger, registry: registry, http: httpListener,
 		insecure: v.Bool("insecure"),
 		announce: func(context.Context) error {
-			return printReady(cmd.OutOrStdout(), fmt.Sprintf("pd %d", options.MemberID))
+			return printReady(cmd.OutOrStdout(), fmt.Sprintf("pd %d", server.MemberID()))
 		},
 	}
 	return p.run(cmd.Context())
@@ -121,6 +134,7 @@ func pdOptions(v config.Values) (pd.Options, error) {
 		Retention: v.Duration("retention"), Version: Version,
 	}
 	placement(&o, v)
+	o.Join = v.Strings("join")
 	if !v.Given("members") {
 		o.Members = []pd.Member{{
 			ID:          o.MemberID,
@@ -130,6 +144,12 @@ func pdOptions(v config.Values) (pd.Options, error) {
 		return o, nil
 	}
 	var faults []error
+	if len(o.Join) > 0 {
+		faults = append(faults, errors.New("members: a node that joins learns them from those it joins"))
+	}
+	if o.MemberID == 0 {
+		o.MemberID = 1
+	}
 	for _, text := range v.Strings("members") {
 		m, err := parseMember(text)
 		if err != nil {

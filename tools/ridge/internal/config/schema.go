@@ -107,10 +107,18 @@ func placement() []setting {
 func PD() Schema {
 	return Schema{"pd", slices.Concat([]setting{
 		{key: "dir", value: "data/pd", help: "directory of this PD node"},
-		{key: "member_id", kind: kindInt, value: "1", min: 1, help: "id of this PD node"},
+		{
+			key: "member_id", kind: kindInt, min: 1,
+			help: "id of this PD node in members (default: 1; later, what its directory says)",
+		},
 		{
 			key: "members", kind: kindList,
-			help: "all PD nodes as ID=GRPC_ADDRESS/RAFT_ADDRESS, with commas (default: this one alone)",
+			help: "the PD nodes a cluster begins with, as ID=GRPC_ADDRESS/RAFT_ADDRESS, with commas " +
+				"(default: this one alone)",
+		},
+		{
+			key: "join", kind: kindList,
+			help: "gRPC addresses of PD nodes of the cluster to join; later starts need it no more",
 		},
 		{
 			key: "store_heartbeat", kind: kindDuration, value: "1s", min: int64(10 * time.Millisecond),
