@@ -8,14 +8,17 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"text/tabwriter"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/ridgekv/ridge/proto/keys"
 	logpb "github.com/ridgekv/ridge/proto/ridge/log/v1"
 	"github.com/ridgekv/ridge/storenode/internal/catalog"
 	"github.com/ridgekv/ridge/storenode/internal/engine"
+	"github.com/ridgekv/ridge/storenode/internal/raft/logstore"
 )
 
 // ErrInUse: a store runs on the directory. Ask the store itself.
@@ -34,6 +37,14 @@ type Report struct {
 	Levels []engine.Level
 	// LogFilled: the Raft log's directory holds something.
 	LogFilled bool
+	// Logs are the replicas of which the Raft log holds anything. Only of Ridge's
+	// own log, not of Dragonboat's.
+	Logs []logstore.Owner
+	// Rows counts the live rows of all extents; Orphans are those of them that lie
+	// in no slice. Shared are pairs of slices that overlap. By Law 2 there is
+	// neither of both.
+	Rows, Orphans uint64
+	Shared        []string
 }
 
 // Range is one replica on the disk.
@@ -73,6 +84,17 @@ func Directory(dir string) (*Report, error) {
 	}
 	entries, err := os.ReadDir(filepath.Join(dir, "log"))
 	r.LogFilled = err == nil && len(entries) > 0
+	logs, err := filepath.Glob(filepath.Join(dir, "log", "*", "*", "raftlog"))
+	if err != nil {
+		return nil, fmt.Errorf("inspect: %w", err)
+	}
+	for _, path := range logs {
+		of, err := logstore.List(path)
+		if err != nil {
+			return nil, fmt.Errorf("inspect: %w", err)
+		}
+		r.Logs = append(r.Logs, of...)
+	}
 	return r, nil
 }
 
@@ -96,7 +118,51 @@ func read(e *engine.Engine) (*Report, error) {
 		state, applied := x.Both()
 		r.Ranges = append(r.Ranges, Range{State: state.PB(), Applied: applied})
 	}
-	return r, nil
+	return r, r.audit(e, c)
+}
+
+// owned is a slice and who it belongs to.
+type owned struct {
+	slice engine.Slice
+	owner string
+}
+
+// audit counts the rows and holds them against the slices.
+func (r *Report) audit(e *engine.Engine, c *catalog.Catalog) error {
+	var all []owned
+	for _, x := range c.Replicas() {
+		for _, s := range x.State().Slices() {
+			all = append(all, owned{s, fmt.Sprintf("range %d", x.RangeID())})
+		}
+	}
+	for _, g := range r.Garbage {
+		all = append(all, owned{g.Slice, "garbage"})
+	}
+	for i, a := range all {
+		for _, b := range all[:i] {
+			if a.slice.Extent == b.slice.Extent && a.slice.Span.Overlaps(b.slice.Span) {
+				r.Shared = append(r.Shared, fmt.Sprintf("%s and %s share extent %d: %s and %s", b.owner,
+					a.owner, a.slice.Extent, b.slice.Span, a.slice.Span))
+			}
+		}
+	}
+	for extent := engine.Extent(1); extent <= e.NewestExtent(); extent++ {
+		whole := engine.Slice{Extent: extent, Span: keys.All()}
+		for row, err := range e.View().Scan(engine.ScanOptions{
+			Slices: []engine.Slice{whole}, Span: whole.Span, KeysOnly: true,
+		}) {
+			if err != nil {
+				return err
+			}
+			r.Rows++
+			if !slices.ContainsFunc(all, func(o owned) bool {
+				return o.slice.Extent == extent && o.slice.Span.Contains(row.Key)
+			}) {
+				r.Orphans++
+			}
+		}
+	}
+	return nil
 }
 
 // lock keeps a store from starting while its files are copied.
@@ -165,8 +231,11 @@ func (r *Report) Print(w io.Writer) error {
 			r.Ident.GetStoreId(), r.Ident.GetClusterId(), r.Ident.GetHostName(),
 			r.Ident.GetLogKind(), r.Ident.GetLogShards(), r.Ident.GetExecShards())
 	}
-	fmt.Fprintf(w, "commit %d, %d garbage slices, raft log present: %v\n",
-		r.Seq, len(r.Garbage), r.LogFilled)
+	fmt.Fprintf(w, "commit %d, %d rows (%d in no slice), %d garbage slices, %d raft logs\n",
+		r.Seq, r.Rows, r.Orphans, len(r.Garbage), len(r.Logs))
+	for _, pair := range r.Shared {
+		fmt.Fprintln(w, pair)
+	}
 	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(t, "RANGE\tREPLICA\tROLE\tSTATE\tSPAN\tEPOCH\tAPPLIED\tTENURE\tSLICES\tUNBORN")
 	for _, x := range r.Ranges {

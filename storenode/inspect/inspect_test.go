@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/ridgekv/ridge/proto/keys"
 	logpb "github.com/ridgekv/ridge/proto/ridge/log/v1"
 	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
 	"github.com/ridgekv/ridge/storenode/internal/catalog"
@@ -68,6 +69,42 @@ func TestDirectory(t *testing.T) {
 	}
 	if _, err := Directory(t.TempDir()); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("an empty directory: %v", err)
+	}
+}
+
+// TestAudit: rows in no slice are found, and slices with two owners.
+func TestAudit(t *testing.T) {
+	dir := t.TempDir()
+	e, err := engine.Open(engine.Options{
+		Dir: filepath.Join(dir, "engine"), MemTableSizeBytes: 32 << 20,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	span := keys.Span{Start: []byte("a"), End: []byte("m")}
+	w := &engine.WriteSet{}
+	x := e.NewExtent(w)
+	catalog.StageState(w, catalog.NewState(&logpb.RangeState{
+		RangeId: 4, ReplicaId: 5, Span: span.Proto(), Role: metapb.Role_ROLE_VOTER,
+		State:  logpb.ReplicaState_REPLICA_STATE_NORMAL,
+		Slices: []*logpb.Slice{{Extent: uint32(x), Span: span.Proto()}},
+	}))
+	for _, key := range []string{"a", "l", "n", "p", "z"} {
+		w.Put(x, []byte(key), engine.Row{CommitTS: 1, Value: []byte("v")})
+	}
+	w.AddGarbage(engine.Slice{Extent: x, Span: keys.Span{
+		Start: []byte("k"), End: []byte("q"),
+	}}, false)
+	if err := errors.Join(e.Commit(w), e.Close()); err != nil {
+		t.Fatal(err)
+	}
+	r, err := Directory(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Rows != 5 || r.Orphans != 1 || len(r.Shared) != 1 {
+		t.Errorf("%d rows, %d orphans, shared %q; want 5, 1 (z) and one pair", r.Rows, r.Orphans,
+			r.Shared)
 	}
 }
 

@@ -57,7 +57,8 @@ var rooms = map[string]string{
 	"storenode/internal/gateway": "",
 	"storenode/internal/agent": "storenode/internal/evaluate storenode/internal/raft " +
 		"storenode/internal/catalog storenode/internal/engine",
-	"storenode/inspect": "storenode/internal/catalog storenode/internal/engine",
+	"storenode/inspect": "storenode/internal/catalog storenode/internal/engine " +
+		"storenode/internal/raft/logstore",
 
 	"pd/internal/meta":      "",
 	"pd/internal/tso":       "pd/internal/meta",

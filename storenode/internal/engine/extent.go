@@ -40,6 +40,13 @@ func (e *Engine) NewExtent(w *WriteSet) Extent {
 	return e.extents.mu.last
 }
 
+// NewestExtent is the last extent that was handed out. All are at most that.
+func (e *Engine) NewestExtent() Extent {
+	e.extents.mu.Lock()
+	defer e.extents.mu.Unlock()
+	return e.extents.mu.last
+}
+
 // toPersist tells what a commit that writes to extent x must write first.
 func (c *extentCounter) toPersist(x Extent) (Extent, bool) {
 	c.mu.Lock()

@@ -75,6 +75,17 @@ func (d directory) Sync() error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
+// readOnly is a directory that is only looked at.
+type readOnly struct{ directory }
+
+func (d readOnly) Open(name string, _ bool) (file, error) {
+	f, err := os.Open(filepath.Join(string(d.directory), name))
+	if err != nil {
+		return nil, err
+	}
+	return osFile{f}, nil
+}
+
 type osFile struct{ *os.File }
 
 // Sync is fdatasync: times of access and change may be lost, sizes are not.

@@ -145,6 +145,9 @@ func TestRejoin(t *testing.T) {
 			t.Errorf("replicas %v", all)
 		}
 		must(t, s.Close())
+		if all, err := List(dir); err != nil || len(all) != 1 || all[0] != (Owner{1, 2}) {
+			t.Errorf("listed: %v %v", all, err)
+		}
 		s = openDir(t, dir, 0)
 	}
 	save(t, s, 1, 1, 3, 1, 10)

@@ -1,6 +1,7 @@
 package logstore
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -19,33 +20,76 @@ func (s *Store) recover() error {
 	if len(ids) == 0 {
 		return s.begin()
 	}
+	buf, last, err := s.load(ids)
+	if err != nil {
+		return err
+	}
+	for _, r := range s.index.replicas {
+		r.state = r.logged
+	}
+	s.head = s.index.segments[len(ids)-1]
+	return s.settle(buf, last)
+}
+
+// load reads segments into the index. It returns the content of the last one
+// and where its last whole batch begins.
+func (s *Store) load(ids []uint32) (buf []byte, last int, err error) {
 	segments := make([]*segment, len(ids))
 	for i, id := range ids {
 		if segments[i], err = s.openSegment(id); err != nil {
-			return err
+			return nil, 0, err
 		}
 		s.index.segments = append(s.index.segments, segments[i])
 	}
 	s.sequence = segments[0].sequence
-	var buf []byte
-	var last int
 	for i, seg := range segments {
 		length := int64(-1)
 		if i+1 < len(segments) {
 			length = segments[i+1].previous
 		}
 		if buf, last, err = s.readSegment(seg, length, buf); err != nil {
-			return err
+			return nil, 0, err
 		}
 	}
 	if err := s.index.check(); err != nil {
-		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+		return nil, 0, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
-	for _, r := range s.index.replicas {
-		r.state = r.logged
+	return buf, last, nil
+}
+
+// Owner is a replica that a log belongs to.
+type Owner struct{ RangeID, ReplicaID uint64 }
+
+// List returns the replicas of which a log holds anything, and leaves the
+// directory as it is. No store may be running on it.
+func List(dir string) ([]Owner, error) {
+	s := &Store{disk: readOnly{directory(dir)}, index: newIndex()}
+	ids, err := s.listSegments()
+	if err != nil {
+		return nil, err
 	}
-	s.head = segments[len(segments)-1]
-	return s.settle(buf, last)
+	unborn, err := s.unborn(ids)
+	if err != nil {
+		return nil, err
+	}
+	if unborn {
+		ids = ids[:len(ids)-1]
+	}
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	_, _, err = s.load(ids)
+	if err := errors.Join(err, s.closeFiles()); err != nil {
+		return nil, err
+	}
+	var all []Owner
+	for of := range s.index.replicas {
+		all = append(all, Owner{RangeID: of.ShardID, ReplicaID: of.ReplicaID})
+	}
+	slices.SortFunc(all, func(a, b Owner) int {
+		return cmp.Or(cmp.Compare(a.RangeID, b.RangeID), cmp.Compare(a.ReplicaID, b.ReplicaID))
+	})
+	return all, nil
 }
 
 func (s *Store) begin() error {
@@ -80,38 +124,45 @@ func (s *Store) listSegments() ([]uint32, error) {
 	return ids, nil
 }
 
-// dropUnborn removes the newest segment if the power failed while it was
-// created: its header, which is synced before anything else is written, is not
-// whole and nothing follows.
+// dropUnborn removes the newest segment if it is unborn.
 func (s *Store) dropUnborn(ids []uint32) ([]uint32, error) {
+	unborn, err := s.unborn(ids)
+	if err != nil || !unborn {
+		return ids, err
+	}
+	name := segmentName(ids[len(ids)-1])
+	if err := errors.Join(s.disk.Remove(name), s.disk.Sync()); err != nil {
+		return nil, fmt.Errorf("logstore: remove %s: %w", name, err)
+	}
+	return ids[:len(ids)-1], nil
+}
+
+// unborn reports whether the power failed while the newest segment was created:
+// its header, which is synced before anything else is written, is not whole and
+// nothing follows.
+func (s *Store) unborn(ids []uint32) (bool, error) {
 	if len(ids) == 0 {
-		return nil, nil
+		return false, nil
 	}
 	id := ids[len(ids)-1]
 	name := segmentName(id)
 	f, err := s.disk.Open(name, false)
 	if err != nil {
-		return nil, fmt.Errorf("logstore: %w", err)
+		return false, fmt.Errorf("logstore: %w", err)
 	}
 	data, err := readAll(f, nil)
 	if err = errors.Join(err, f.Close()); err != nil {
-		return nil, fmt.Errorf("logstore: read %s: %w", name, err)
+		return false, fmt.Errorf("logstore: read %s: %w", name, err)
 	}
 	if (&segment{id: id}).parseHeader(data) == nil {
-		return ids, nil
+		return false, nil
 	}
 	for _, b := range data[min(len(data), headerBytes):] {
 		if b != 0 {
-			return ids, nil // openSegment says what is wrong with it
+			return false, nil // openSegment says what is wrong with it
 		}
 	}
-	if len(data) >= headerBytes && data[0] != 0 && string(data[:8]) != magic {
-		return ids, nil
-	}
-	if err := errors.Join(s.disk.Remove(name), s.disk.Sync()); err != nil {
-		return nil, fmt.Errorf("logstore: remove %s: %w", name, err)
-	}
-	return ids[:len(ids)-1], nil
+	return len(data) < headerBytes || data[0] == 0 || string(data[:8]) == magic, nil
 }
 
 func (s *Store) openSegment(id uint32) (*segment, error) {
