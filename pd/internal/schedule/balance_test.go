@@ -1,8 +1,10 @@
 package schedule
 
 import (
+	"flag"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"reflect"
 	"slices"
 	"testing"
@@ -249,8 +251,16 @@ func TestBalanceConverges(t *testing.T) {
 	})
 }
 
-// TestFifthStore: four stores are joined by a fifth; all end within 10 %.
+// TestFifthStore: four stores are joined by a fifth; all end within 10 %. With
+// RIDGE_LONG=1 many more clusters are tried: each is thousands of passes.
 func TestFifthStore(t *testing.T) {
+	checks := flag.Lookup("rapid.checks").Value
+	if before := checks.String(); os.Getenv("RIDGE_LONG") == "" {
+		if err := checks.Set("20"); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = checks.Set(before) }()
+	}
 	rapid.Check(t, func(t *rapid.T) {
 		w := newVirtual(t, 4, 120)
 		w.run(2000)

@@ -31,6 +31,14 @@ func seeds(t *testing.T, n int) []uint64 {
 	return out
 }
 
+// worldSize is how many entries a history has.
+func worldSize() int {
+	if os.Getenv("RIDGE_LONG") != "" {
+		return 300
+	}
+	return 150
+}
+
 // TestCrashAndReplay applies random histories to a store that crashes at
 // random points: kill -9, or a power loss that cuts what was not flushed. The
 // store replays from the applied index it finds, and must at every start, now
@@ -40,7 +48,7 @@ func TestCrashAndReplay(t *testing.T) {
 	for _, seed := range seeds(t, 3) {
 		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 0))
-			r := &replay{t: t, rng: rng, world: newWorld(rng, 300)}
+			r := &replay{t: t, rng: rng, world: newWorld(rng, worldSize())}
 			r.rowCacheSizeBytes = []int64{0, 1 << 20, -1}[seed%3]
 			r.store = openStoreCaching(t, t.TempDir(), testStoreID, r.rowCacheSizeBytes)
 			r.store.bear()
