@@ -17,6 +17,7 @@ import (
 // spread over four within seconds; then a fifth store joins under load. Replicas
 // and leaders end even, within 10 % or one, and stay where they are.
 func TestFifthStore(t *testing.T) {
+	t.Parallel()
 	c := harness.New(t, harness.Options{Stores: 4})
 	kv := c.Client(t)
 	l := startLoad(t, kv, "load/", 4)
@@ -111,6 +112,7 @@ func uneven(have map[uint64]int, stores, total int) string {
 // for, its leaders spread over more than one store, and no write is lost. One key
 // that bears too much is named and not divided.
 func TestHotSpan(t *testing.T) {
+	t.Parallel()
 	c := harness.New(t, harness.Options{
 		PDFlags: []string{"--split-load=200"},
 	})

@@ -48,6 +48,7 @@ func parseBench(t *testing.T, r harness.Result) benchReport {
 // TestBench: the keyspace is split and filled, every workload runs without a
 // failure and finds the keys it reads, and what is wrong is told.
 func TestBench(t *testing.T) {
+	t.Parallel()
 	c := harness.New(t, harness.Options{})
 	contains(t, c.Run(t, 1, "bench", "run", "-w", "read", "--keys", "1000"),
 		"64 of 64 that were looked at are missing", "ridge bench load --keys 1000")

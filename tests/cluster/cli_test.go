@@ -15,6 +15,7 @@ import (
 
 // TestCommands: what a user types, what it prints, how it ends.
 func TestCommands(t *testing.T) {
+	t.Parallel()
 	c := harness.New(t, harness.Options{SplitSize: "256KB"})
 	t.Run("data", func(t *testing.T) { checkData(t, c) })
 	t.Run("scan", func(t *testing.T) { checkScan(t, c) })

@@ -13,6 +13,7 @@ import (
 // TestDev: the development cluster says when it is ready, keeps its data over a
 // stop and over a kill -9, and grows.
 func TestDev(t *testing.T) {
+	t.Parallel()
 	pd, err := harness.FreeAddress()
 	harness.Must(t, err)
 	dir := filepath.Join(t.TempDir(), "dev")

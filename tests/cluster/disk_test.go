@@ -15,6 +15,7 @@ import (
 // with the store's id and nothing applied; reads and deletes go on; nothing is
 // lost and no process dies.
 func TestDiskFull(t *testing.T) {
+	t.Parallel()
 	c := harness.New(t, harness.Options{Capacity: "512MB"})
 	kv := c.Client(t)
 	const size = 64 << 10

@@ -20,6 +20,7 @@ import (
 // grow, then stops in good order; with room again it comes back as if nothing
 // had happened.
 func TestDiskStates(t *testing.T) {
+	t.Parallel()
 	const mb = 1 << 20
 	c := harness.New(t, harness.Options{Capacity: "512MB"})
 	kv := c.Client(t)

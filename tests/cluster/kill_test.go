@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -60,6 +59,7 @@ func TestKills(t *testing.T) {
 // TestRestartOfEverything: kill -9 of all processes at once, while writing,
 // loses nothing that was acknowledged.
 func TestRestartOfEverything(t *testing.T) {
+	t.Parallel()
 	c := harness.New(t, harness.Options{PDs: 3, SplitSize: "1MB"})
 	kv := c.Client(t)
 	fill(t, kv, "k/", 3000, 1000)
@@ -83,74 +83,6 @@ func TestRestartOfEverything(t *testing.T) {
 	}
 	_, err := c.AwaitEqual(t.Context(), time.Minute)
 	harness.Must(t, err)
-}
-
-// TestRollingRestart: stores that are stopped by SIGTERM hand their leaders
-// away: no write fails and none waits for an election.
-func TestRollingRestart(t *testing.T) {
-	c := harness.New(t, harness.Options{})
-	kv := c.Client(t)
-	harness.Must(t, c.Split(t.Context(), []byte("load/m")))
-	harness.Must(t, c.AwaitReplicated(t.Context()))
-	l := startLoad(t, kv, "load/", 4)
-	l.awaitWrites(t, 200)
-	l.resetLongest()
-	for _, p := range c.Stores {
-		began := time.Now()
-		harness.Must(t, p.Stop())
-		t.Logf("%s stopped in %s", p.Name, time.Since(began).Round(time.Millisecond))
-		l.awaitWrites(t, 200)
-		harness.Must(t, p.Start())
-		harness.Must(t, p.AwaitReady(t.Context()))
-		harness.Must(t, c.AwaitReplicated(t.Context()))
-	}
-	longest, key := l.resetLongest()
-	t.Logf("longest time a key could not be written: %s (%s)", longest, key)
-	if longest > 2*time.Second {
-		t.Errorf("%s could not be written for %s", key, longest)
-	}
-	l.verify(t)
-}
-
-// TestLostStoreIsReplaced: a store that stays down loses its replicas to
-// another one, which gets them as range images, without a person.
-func TestLostStoreIsReplaced(t *testing.T) {
-	c := harness.New(t, harness.Options{StoreDownAfter: 4 * time.Second})
-	kv := c.Client(t)
-	fill(t, kv, "k/", 5000, 500)
-	harness.Must(t, c.Split(t.Context(), []byte("k/00002500")))
-	harness.Must(t, c.AwaitReplicated(t.Context()))
-	_, err := c.AddStore(t.Context())
-	harness.Must(t, err)
-	lost := c.Stores[0]
-	lostID, err := c.StoreID(t.Context(), lost)
-	harness.Must(t, err)
-	lost.Kill()
-	harness.Must(t, harness.Eventually(t.Context(), 2*time.Minute, "no replica is on the lost store",
-		func(ctx context.Context) error {
-			routes, err := c.Routes(ctx)
-			if err != nil {
-				return err
-			}
-			for _, r := range routes {
-				for _, p := range r.GetRange().GetReplicas() {
-					if p.GetStoreId() == lostID {
-						return fmt.Errorf("range %d still is", r.GetRange().GetRangeId())
-					}
-				}
-			}
-			return nil
-		}))
-	seen, err := c.AwaitEqual(t.Context(), time.Minute)
-	harness.Must(t, err)
-	if seen.Keys != 5000 {
-		t.Errorf("compared %+v", seen)
-	}
-	// It comes back with replicas that are no members any more: they are
-	// destroyed, and nothing of them is served.
-	harness.Must(t, lost.Start())
-	harness.Must(t, lost.AwaitReady(t.Context()))
-	checkFilled(t, kv, "k/", 5000, 500)
 }
 
 func checkFilled(t *testing.T, kv *client.Client, prefix string, n, size int) {

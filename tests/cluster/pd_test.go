@@ -76,7 +76,7 @@ func unharmed(t *testing.T, l *load, r *readers, gap time.Duration) {
 
 // TestPDLeaderKilled: PD's leader is killed under load, twice. Plain reads and
 // writes go on without PD; timestamps, which need it, are back within 2 s and
-// never go back.
+// never go back. The dead one is soon ready again, and the last leader splits.
 func TestPDLeaderKilled(t *testing.T) {
 	c := harness.New(t, harness.Options{PDs: 3})
 	kv := c.Client(t)
@@ -104,10 +104,22 @@ func TestPDLeaderKilled(t *testing.T) {
 			t.Errorf("timestamp %d after %d", after, before)
 		}
 		l.awaitWrites(t, 200)
+		next, err := c.PDLeader(t.Context())
+		harness.Must(t, err)
+		if next == leader {
+			t.Errorf("%s is dead and named as PD's leader", next.Name)
+		}
 		harness.Must(t, leader.Start())
+		began = time.Now()
 		harness.Must(t, leader.AwaitReady(t.Context()))
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("%s was ready %s after its start", leader.Name, took)
+		}
 	}
 	unharmed(t, l, r, time.Second)
+	harness.Must(t, c.Split(t.Context(), []byte("load/s")))
+	_, err := c.AwaitEqual(t.Context(), time.Minute)
+	harness.Must(t, err)
 }
 
 // TestRollingRestartOfAll: every PD and then every store is stopped by SIGTERM
@@ -131,7 +143,12 @@ func TestRollingRestartOfAll(t *testing.T) {
 		l.awaitWrites(t, 100)
 	}
 	for _, p := range c.Stores {
-		harness.Must(t, p.Restart(t.Context()))
+		began := time.Now()
+		harness.Must(t, p.Stop())
+		t.Logf("%s stopped in %s", p.Name, time.Since(began).Round(time.Millisecond))
+		l.awaitWrites(t, 50)
+		harness.Must(t, p.Start())
+		harness.Must(t, p.AwaitReady(t.Context()))
 		harness.Must(t, c.AwaitReplicated(t.Context()))
 		l.awaitWrites(t, 100)
 	}

@@ -17,6 +17,7 @@ import (
 // splitting, and each loses something of what it had not yet flushed. No
 // acknowledged write is lost, no replica is given up, replicas end equal.
 func TestPowerCut(t *testing.T) {
+	t.Parallel()
 	const rows = 20_000
 	rounds := 4
 	if harness.Long() {

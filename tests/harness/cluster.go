@@ -35,6 +35,8 @@ type Options struct {
 	Retention      time.Duration
 	// Capacity and Memory are the stores' settings. Default: all, 256MB.
 	Capacity, Memory string
+	// Labels are those of the first stores, one text per store: "zone=a,rack=1".
+	Labels []string
 	// PDFlags and StoreFlags are added to the command lines.
 	PDFlags, StoreFlags []string
 	// Unready skips waiting until the cluster serves.
@@ -82,8 +84,18 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 		return c, err
 	}
 	c.pool = storeclient.New(storeclient.Options{})
-	for range o.Stores {
-		if _, err := c.AddStore(ctx); err != nil {
+	// All at once: whoever comes first bears the first range.
+	for i := range o.Stores {
+		var flags []string
+		if i < len(o.Labels) {
+			flags = []string{"--labels", o.Labels[i]}
+		}
+		if _, err := c.startStore(flags...); err != nil {
+			return c, err
+		}
+	}
+	for _, p := range c.Stores {
+		if err := p.AwaitReady(ctx); err != nil {
 			return c, err
 		}
 	}
@@ -171,8 +183,17 @@ func (c *Cluster) newProcess(name string) (*Process, error) {
 	return p, nil
 }
 
-// AddStore starts one more store and waits until it serves.
-func (c *Cluster) AddStore(ctx context.Context) (*Process, error) {
+// AddStore starts one more store, with flags of its own, and waits until it
+// serves.
+func (c *Cluster) AddStore(ctx context.Context, flags ...string) (*Process, error) {
+	p, err := c.startStore(flags...)
+	if err != nil {
+		return p, err
+	}
+	return p, p.AwaitReady(ctx)
+}
+
+func (c *Cluster) startStore(flags ...string) (*Process, error) {
 	c.mu.Lock()
 	p, err := c.newProcess(fmt.Sprintf("store-%d", len(c.Stores)+1))
 	if err != nil {
@@ -187,13 +208,10 @@ func (c *Cluster) AddStore(ctx context.Context) (*Process, error) {
 	if c.o.Capacity != "" {
 		p.args = append(p.args, "--capacity", c.o.Capacity)
 	}
-	p.args = append(p.args, c.o.StoreFlags...)
+	p.args = append(append(p.args, c.o.StoreFlags...), flags...)
 	c.Stores = append(c.Stores, p)
 	c.mu.Unlock()
-	if err := p.Start(); err != nil {
-		return p, err
-	}
-	return p, p.AwaitReady(ctx)
+	return p, p.Start()
 }
 
 // PDAddresses are the gRPC addresses of the PD nodes.

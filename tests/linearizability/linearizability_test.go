@@ -90,7 +90,7 @@ func TestLinearizable(t *testing.T) {
 		OpTimeout: 5 * time.Second, Seed: s, Clients: clients(t, c, 3),
 	}
 	h := NewHistory()
-	ctx, cancel := context.WithTimeout(t.Context(), duration(t, 20*time.Second))
+	ctx, cancel := context.WithTimeout(t.Context(), duration(t, 12*time.Second))
 	defer cancel()
 	var wg sync.WaitGroup
 	wg.Go(func() { w.Run(ctx, h) })
