@@ -153,6 +153,9 @@ func (s *Store) append(batch []*request, size int64) error {
 	if _, err := head.file.WriteAt(buf, head.end); err != nil {
 		return err
 	}
+	if err := head.writeAhead(int64(len(buf)), head.end+int64(len(buf))); err != nil {
+		return err
+	}
 	if err := head.file.Sync(); err != nil {
 		return err
 	}

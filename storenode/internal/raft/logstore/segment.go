@@ -26,6 +26,10 @@ const (
 	magic          = "RIDGELOG"
 	// allocateBytes is how much of a segment is reserved at a time, at most.
 	allocateBytes = 8 << 20
+	// aheadBytes of zeros are written behind a batch that reaches where nothing
+	// was written yet, unless it is larger than aheadBatchBytes.
+	aheadBytes      = 256 << 10
+	aheadBatchBytes = 64 << 10
 	// maxPayloadBytes bounds a batch; more is given only to a single request.
 	maxPayloadBytes = 64 << 20
 )
@@ -42,6 +46,8 @@ type segment struct {
 	// end is where the next batch begins; everything before it is synced. It
 	// and allocated belong to who leads a write, and to mu for everyone else.
 	end, allocated int64
+	// written is how far anything was written, zeros included: at least end.
+	written int64
 	// live is how many bytes of records are still needed. Guarded by Store.mu.
 	live int64
 	// use is held by readers of the file, so that it is closed after them. It
@@ -186,3 +192,27 @@ func (s *segment) reserve(end, step int64) error {
 	s.allocated = size
 	return nil
 }
+
+// writeAhead writes zeros behind a small batch that ends at end, in room that
+// was reserved, so that the next batches overwrite. It is the file system that
+// gains: blocks that are reserved and were never written read as zeros by a note
+// in its journal, and a sync must change the note and write the journal first.
+// Large batches share that among many entries. What is there reads as before,
+// and the zeros are synced with the batch, or not: nobody relies on them.
+func (s *segment) writeAhead(batchBytes, end int64) error {
+	if end <= s.written {
+		return nil
+	}
+	s.written = end
+	ahead := min(int64(len(zeros)), s.allocated-end)
+	if batchBytes > aheadBatchBytes || ahead <= 0 {
+		return nil
+	}
+	if _, err := s.file.WriteAt(zeros[:ahead], end); err != nil {
+		return err
+	}
+	s.written = end + ahead
+	return nil
+}
+
+var zeros [aheadBytes]byte
