@@ -115,12 +115,15 @@ func (d *door) GetConnection(ctx context.Context, t string) (raftio.IConnection,
 	if _, err := d.address(t); err != nil {
 		return nil, err
 	}
+	d.mu.RLock()
+	cfg := d.mu.cfg
+	d.mu.RUnlock()
 	l := &line{dials: &d.dials, dial: func() (raftio.IConnection, error) {
 		address, err := d.address(t)
 		if err != nil {
 			return nil, err
 		}
-		return d.ITransport.GetConnection(ctx, address)
+		return dialWire(ctx, &cfg, address)
 	}}
 	l.forget = func() { d.hang(t, l, false) }
 	if conn, err := l.dial(); err == nil {

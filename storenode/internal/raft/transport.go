@@ -47,6 +47,7 @@ type door struct {
 	mu struct {
 		sync.RWMutex
 		deploymentID uint64
+		cfg          config.NodeHostConfig
 		// lines are the connections in use, by target.
 		lines map[string]map[*line]struct{}
 		// handler is nil before the start and after Close: calling it on a
@@ -65,7 +66,7 @@ func (d *door) Create(
 	}, chunks)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.mu.deploymentID, d.mu.handler = cfg.GetDeploymentID(), handler
+	d.mu.deploymentID, d.mu.cfg, d.mu.handler = cfg.GetDeploymentID(), cfg, handler
 	return d
 }
 
