@@ -94,14 +94,25 @@ func TestSettingsSurviveFailover(t *testing.T) {
 // startWorld runs stores 1 to n in a world.
 func startWorld(t *testing.T, c *cluster, n int) *world {
 	t.Helper()
+	names := make([]string, n)
+	for i := range names {
+		names[i] = fmt.Sprint("s", i+1)
+	}
+	return startStores(t, c, names...)
+}
+
+// startStores begins a world of stores that join in turn, so that they get their
+// ids in that order.
+func startStores(t *testing.T, c *cluster, names ...string) *world {
+	t.Helper()
 	c.leader()
 	w := newWorld(t, c)
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	t.Cleanup(wg.Wait)
 	t.Cleanup(cancel)
-	for i := range n {
-		wg.Go(func() { w.store(ctx, fmt.Sprint("s", i+1)) })
+	for i, name := range names {
+		wg.Go(func() { w.store(ctx, name) })
 		eventually(t, "a store to join", func() error {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -200,7 +211,7 @@ func TestByHand(t *testing.T) {
 		rangeID, from, to uint64
 		words             string
 	}{
-		{9, 1, 4, "no range 9"},
+		{9, 1, 4, "no range 9: `ridge range list`"},
 		{1, 7, 4, "it has them on stores 1, 2 and 3"},
 		{1, 1, 2, "a replica on store 2 already"},
 		{1, 1, 4, "no store 4"},

@@ -59,13 +59,19 @@ func MoveReplica(v topology.View, r *topology.Range, m ManualMove) (*operator.Op
 		return nil, refuse(RefusedArgument, "", "range %d has no replica on store %d; it has them on %s",
 			m.RangeID, m.From, storesOf(r))
 	case on(r, m.To) != nil:
-		return nil, refuse(RefusedArgument, "", "range %d has a replica on store %d already",
-			m.RangeID, m.To)
+		return nil, refuse(RefusedArgument, "choose another store",
+			"range %d has a replica on store %d already; it has them on %s", m.RangeID, m.To, storesOf(r))
 	case to == nil:
 		return nil, refuse(RefusedUnknown, "`ridge store list` names them", "there is no store %d", m.To)
 	}
 	if why, remedy := CannotReceive(v, to); why != "" {
 		return nil, refuse(RefusedState, remedy, "%s", why)
+	}
+	rule := v.Rule(r.Range.GetSpan().GetStart())
+	if rule != nil && !to.Fulfils(rule.GetConstraints()) { // it would be moved away again
+		return nil, refuse(RefusedState, fmt.Sprintf("choose one with %s, or change the rule",
+			topology.ConstraintText(rule.GetConstraints())), "rule %q does not allow range %d on store %d",
+			rule.GetId(), m.RangeID, m.To)
 	}
 	if label := crowds(v, r, m.From, m.To); label != "" && !m.Force {
 		return nil, refuse(RefusedState, "choose another store, or --force",

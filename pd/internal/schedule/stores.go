@@ -141,7 +141,9 @@ func MayDrain(v topology.View, storeID uint64) *Refusal {
 	}
 	var stuck []uint64
 	for _, r := range v.Ranges {
-		if m := on(r, storeID); m != nil && r.Leader.GetStoreId() == storeID &&
+		// Whoever leads it now: the leaders of the last store that is up have nowhere
+		// to go, and PD may not have heard yet that it is this one.
+		if m := on(r, storeID); m.GetRole() == metapb.Role_ROLE_VOTER &&
 			!slices.ContainsFunc(r.Range.GetReplicas(), func(o *metapb.Replica) bool {
 				return o.GetStoreId() != storeID && o.GetRole() == metapb.Role_ROLE_VOTER &&
 					v.State(v.Store(o.GetStoreId())) == metapb.StoreState_STORE_STATE_UP
@@ -177,10 +179,38 @@ func MayLeave(v topology.View, storeID uint64) *Refusal {
 			"store %d cannot be emptied: stores left that are up: %d, replicas of a range: %d",
 			storeID, left, v.Replicas)
 	}
+	if no := rulesWithout(v, s); no != nil {
+		return no
+	}
 	if held := RemainsOn(v, storeID); held.Bytes > free {
 		return refuse(RefusedState, "add a store or space",
 			"store %d cannot be emptied: its ranges hold %d bytes, the other stores have room for %d",
 			storeID, held.Bytes, free)
+	}
+	return nil
+}
+
+// rulesWithout says which rule could not be followed without a store; nil when
+// all can.
+func rulesWithout(v topology.View, s *topology.Store) *Refusal {
+	for _, rule := range v.Rules {
+		need := v.Replicas
+		if n := int(rule.GetVoters()); n > 0 {
+			need = n
+		}
+		left := 0
+		for _, o := range v.Stores {
+			if o != s && v.State(o) == metapb.StoreState_STORE_STATE_UP &&
+				o.Fulfils(rule.GetConstraints()) {
+				left++
+			}
+		}
+		if s.Fulfils(rule.GetConstraints()) && left < need {
+			return refuse(RefusedState, fmt.Sprintf("label or add %d more, or change the rule", need-left),
+				"store %d cannot be emptied: rule %q wants %d voters on stores with %s; stores left "+
+					"that are up and fulfil that: %d", s.Store.GetStoreId(), rule.GetId(), need,
+				topology.ConstraintText(rule.GetConstraints()), left)
+		}
 	}
 	return nil
 }

@@ -29,8 +29,8 @@ func (s *Service) Explain(
 	a := answer{s: s, l: l, out: out, v: l.View(now)}
 	switch subject := req.GetSubject().(type) {
 	case *pdpb.ExplainRequest_RangeId:
-		err = a.aboutRange(l.Topology.Range(subject.RangeId), fmt.Sprintf("no range %d",
-			subject.RangeId))
+		err = a.aboutRange(l.Topology.Range(subject.RangeId), fmt.Sprintf(
+			"there is no range %d: `ridge range list` names them", subject.RangeId))
 	case *pdpb.ExplainRequest_Key:
 		err = a.aboutRange(l.Topology.Find(subject.Key), "no range is known to hold the key")
 	case *pdpb.ExplainRequest_StoreId:

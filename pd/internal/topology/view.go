@@ -63,6 +63,11 @@ func (s *Store) Fulfils(constraints []*pdpb.LabelConstraint) bool {
 	return meta.Fulfils(s.Store.GetLabels(), constraints)
 }
 
+// ConstraintText renders constraints for people.
+func ConstraintText(constraints []*pdpb.LabelConstraint) string {
+	return meta.ConstraintText(constraints)
+}
+
 // Rule is the placement rule of a key: the narrowest one whose span holds it;
 // nil when there is none.
 func (v View) Rule(key []byte) *pdpb.PlacementRule {
