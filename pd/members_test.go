@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/ridgekv/ridge/pd/internal/members"
+	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 )
 
@@ -91,18 +92,21 @@ func (c *cluster) joined(i int) uint64 {
 	return c.nodes[i].server.MemberID()
 }
 
-func (c *cluster) remove(id uint64) (*pdpb.RemoveMemberResponse, error) {
+// remove asks as a client does: again, as long as the answer says so.
+func (c *cluster) remove(id uint64) (r *pdpb.RemoveMemberResponse, err error) {
 	c.t.Helper()
-	for {
-		r, err := c.admin().RemoveMember(testContext(c.t), &pdpb.RemoveMemberRequest{MemberId: id})
+	eventually(c.t, "an answer to a removal", func() error {
+		r, err = c.admin().RemoveMember(testContext(c.t), &pdpb.RemoveMemberRequest{MemberId: id})
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if r.GetError().GetReason() == notLeader {
-			continue
+		err = asError(r.GetError())
+		if r.GetError().GetClass() != kvpb.ErrorClass_ERROR_CLASS_FAIL {
+			return err
 		}
-		return r, asError(r.GetError())
-	}
+		return nil
+	})
+	return r, err
 }
 
 // ended waits until a node has ended by itself, and returns why.
@@ -288,6 +292,35 @@ func TestJoinIsRefused(t *testing.T) {
 	o.Dir = d.nodes[0].o.Dir
 	o.Members = d.nodes[0].o.Members
 	wantRefusal(t, back(o), "did not join it", "without --join")
+}
+
+// TestSilentJoiner: a node that was admitted and never runs keeps no other from
+// joining, has no vote, and can be taken out.
+func TestSilentJoiner(t *testing.T) {
+	c := startCluster(t, 1, usePeers)
+	c.leader()
+	a := freeAddresses(t, 2)
+	r, err := peers{}.Join(testContext(t), []string{c.nodes[0].o.self().GRPCAddress},
+		&pdpb.JoinMemberRequest{DirectoryId: 9, GrpcAddress: a[0], RaftAddress: a[1]})
+	if err != nil || r.GetMemberId() != 2 {
+		t.Fatalf("%v, %v", r, err)
+	}
+	i := c.add()
+	c.start(i)
+	if id := c.joined(i); id != 3 {
+		t.Errorf("the node got id %d", id)
+	}
+	ms, err := c.nodes[0].server.meta.Load().Membership(testContext(t))
+	if err != nil || len(ms.Voters) != 2 || len(ms.Learners) != 1 {
+		t.Errorf("%+v, %v", ms, err)
+	}
+	if _, err := c.remove(2); err != nil {
+		t.Error(err)
+	}
+	list, last := c.nodes[0].server.meta.Load().Members()
+	if len(list) != 2 || last != 3 {
+		t.Errorf("members %v, last id %d", list, last)
+	}
 }
 
 // TestCrashWhileJoining: a node that dies before it hears its id gets the same

@@ -235,6 +235,11 @@ func (o Options) checkBalance(check func(ok bool, format string, args ...any)) {
 
 func (o Options) checkMembers(check func(ok bool, format string, args ...any)) {
 	ids, addresses := map[uint64]bool{}, map[string]bool{}
+	if len(o.Join) > 0 {
+		check(!members.Wildcard(o.self().GRPCAddress) && !members.Wildcard(o.self().RaftAddress),
+			"pd: %s / %s is what others would dial: name the host",
+			o.self().GRPCAddress, o.self().RaftAddress)
+	}
 	for _, a := range o.Join {
 		_, port, err := net.SplitHostPort(a)
 		check(err == nil && port != "" && port != "0", "pd: Join: %q is not host:port", a)

@@ -87,6 +87,12 @@ func (s *Server) founder() *members.Identity {
 // node that just starts later than the others is not known to them by its
 // directory.
 func (s *Server) checkFounder(ctx context.Context) error {
+	for _, a := range []string{s.o.self().GRPCAddress, s.o.self().RaftAddress} {
+		if members.Wildcard(a) {
+			return fmt.Errorf("%s is what others would dial, for ever: name the host with --advertise "+
+				"and --raft-advertise", a)
+		}
+	}
 	var others []string
 	for _, m := range s.o.Members {
 		if m.ID != s.o.self().ID {

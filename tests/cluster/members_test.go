@@ -110,16 +110,21 @@ func TestPDMembers(t *testing.T) {
 	contains(t, c.Run(t, 1, "pd", "remove", "1"), "only one that votes")
 	contains(t, c.Run(t, 1, "pd", "remove", "7"), "no PD node 7")
 	c.Run(t, 2, "pd", "remove", "first")
+	began := time.Now()
+	step := func(what string) { t.Logf("%s: %s", time.Since(began).Round(time.Millisecond), what) }
 	for range 2 {
 		_, err := c.JoinPD(t.Context())
 		harness.Must(t, err)
 	}
+	step("three")
 	contains(t, c.Run(t, 0, "pd", "list"), "leader", "voter", c.PDs[2].GRPC)
 	awaitKnown(t, c, 3)
 
 	founder := c.PDs[0]
 	founder.Kill()
+	step("all know")
 	stamped.await(t, 50)
+	step("next leader")
 	c.LeavePD(founder)
 	contains(t, c.Run(t, 1, "pd", "remove", "2"), "start PD node 1", "remove a silent one first")
 	contains(t, c.Run(t, 0, "pd", "remove", "1"), "PD node 1 is removed", "loss of either")
@@ -136,20 +141,25 @@ func TestPDMembers(t *testing.T) {
 	if got := fmt.Sprint(list.Members); got != "[{2 true} {3 true} {4 true}]" {
 		t.Errorf("PD nodes %s", got)
 	}
+	step("replaced")
 	awaitKnown(t, c, 3)
+	step("all know")
 	l.awaitWrites(t, 100)
 
 	// The stores are configured with the founder alone, which is no more.
 	for _, s := range c.Stores {
 		harness.Must(t, s.Restart(t.Context()))
 	}
+	step("stores restarted")
 	awaitKnown(t, c, 3)
+	step("all know")
 	harness.Must(t, founder.Start())
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	if err := founder.Wait(ctx); err == nil || !strings.Contains(founder.Output(), "was removed") {
 		t.Errorf("the removed PD: %v", err)
 	}
+	step("the removed PD has ended")
 	stamped.await(t, 50)
 	stamped.stop()
 	if stamped.fault != nil {

@@ -25,6 +25,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -99,6 +100,10 @@ func NewGroup(
 
 // Admit gives a new node its id. The rest is done by Run.
 func (g *Group) Admit(ctx context.Context, c *pdpb.AdmitMember) (*pdpb.Member, error) {
+	list, _ := g.meta.Members()
+	if err := judgeAddress(list, c.GetRaftAddress()); err != nil {
+		return nil, err
+	}
 	r, err := g.meta.Propose(ctx, &pdpb.Command{
 		Command: &pdpb.Command_AdmitMember{AdmitMember: c},
 	})
@@ -109,6 +114,35 @@ func (g *Group) Admit(ctx context.Context, c *pdpb.AdmitMember) (*pdpb.Member, e
 		return nil, Refusal{Reason: r.GetReason(), Message: r.GetMessage()}
 	}
 	return r.GetMember(), nil
+}
+
+// judgeAddress refuses a node that could not speak to those there are: they would
+// be one group in which nobody hears the other.
+func judgeAddress(list []*pdpb.Member, address string) error {
+	if Wildcard(address) {
+		return refuse(pdpb.PDErrorReason_PD_ERROR_REASON_INVALID_ARGUMENT,
+			"nobody can dial %s: name the host", address)
+	}
+	for _, m := range list {
+		a := m.GetRaftAddress()
+		if Wildcard(a) || onLoopback(a) && !onLoopback(address) {
+			return refused("PD node %d has the Raft address %s for ever, which %s cannot dial: a "+
+				"cluster grows from a PD that began with an address for others (--raft-advertise)",
+				m.GetMemberId(), a, address)
+		}
+	}
+	return nil
+}
+
+// Wildcard reports whether address names no host.
+func Wildcard(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	return err != nil || host == "" || net.ParseIP(host).IsUnspecified()
+}
+
+func onLoopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	return err == nil && (host == "localhost" || net.ParseIP(host).IsLoopback())
 }
 
 // Warnings say what n nodes mean.

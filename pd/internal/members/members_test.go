@@ -67,6 +67,34 @@ func TestJudgements(t *testing.T) {
 	}
 }
 
+// TestJudgeAddress: who cannot be dialled, or cannot dial the others, stays out.
+func TestJudgeAddress(t *testing.T) {
+	at := func(addresses ...string) (list []*pdpb.Member) {
+		for i, a := range addresses {
+			list = append(list, &pdpb.Member{MemberId: uint64(i + 1), RaftAddress: a})
+		}
+		return list
+	}
+	for _, c := range []struct {
+		list    []*pdpb.Member
+		address string
+		ok      bool
+	}{
+		{at("a:1", "b:1"), "c:1", true},
+		{at("127.0.0.1:1"), "localhost:2", true},
+		{at("a:1"), "0.0.0.0:1", false},
+		{at("a:1"), ":1", false},
+		{at("a:1"), "[::]:1", false},
+		{at("a:1", "0.0.0.0:1"), "c:1", false},
+		{at("127.0.0.1:1"), "10.0.0.1:1", false},
+		{at("localhost:1"), "c:1", false},
+	} {
+		if err := judgeAddress(c.list, c.address); (err == nil) != c.ok {
+			t.Errorf("%v, %s: %v", c.list, c.address, err)
+		}
+	}
+}
+
 // TestGone: only an id that was given and is not listed is gone.
 func TestGone(t *testing.T) {
 	r := &pdpb.MembersResponse{

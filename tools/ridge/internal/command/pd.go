@@ -15,7 +15,7 @@ import (
 	"github.com/ridgekv/ridge/tools/ridge/internal/telemetry"
 )
 
-var errPDNotReady = errors.New("knows no PD leader yet")
+var errPDNotReady = errors.New("knows no PD leader yet, or has no vote yet")
 
 func newPD() *cobra.Command {
 	schema := config.PD()
