@@ -22,7 +22,7 @@ RACE    := $(if $(HAVE_CC),-race,)
 UNITS    = $$(go list ./... | grep -v ^$(MODULE)/tests/)
 CLUSTERS = $$(go list ./tests/...)
 
-.PHONY: all build fmt test race unit lint vet gofumpt staticcheck edges proto proto-check \
+.PHONY: all build fmt test race unit long lint vet gofumpt staticcheck edges proto proto-check \
 	demo dev sim test-cluster linearizability chaos compatibility bench bench-build bench-peers bench-batches bench-large bench-smoke bench-test bench-check idle clean help
 
 all: build lint test ## build, lint and test
@@ -49,6 +49,9 @@ unit: ## the tests of one process, without the race detector: quick
 
 race: ## the unit tests, with the race detector, three times over
 	go test -race -tags $(TAGS) -count=3 -timeout 15m $(UNITS)
+
+long: ## the unit tests with all of their random histories (an hour)
+	RIDGE_LONG=1 go test -tags $(TAGS) -count=1 -timeout 120m $(UNITS)
 
 sim: ## PD's planners on large virtual clusters (SEED=n)
 	RIDGE_LONG=1 RIDGE_SEED=$(SEED) go test -tags $(TAGS) -count=1 -v -timeout 90m ./pd/internal/schedule/...

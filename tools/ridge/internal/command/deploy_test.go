@@ -18,12 +18,12 @@ const repository = "../../../.."
 // understood checks that a command line names a command, its flags and as many
 // arguments as it takes.
 func understood(line string) error {
-	line = strings.NewReplacer(`"`, "", "`", "").Replace(line)
+	line = strings.NewReplacer(`"`, "", "`", "", "...", "").Replace(line)
 	cmd, args, err := newRoot(new(bool)).Find(strings.Fields(line))
 	if err != nil {
 		return err
 	}
-	if cmd.HasSubCommands() && cmd.Name() != "store" {
+	if cmd.HasSubCommands() && cmd.Name() != "store" && cmd.Name() != "pd" {
 		return fmt.Errorf("%q needs a subcommand", cmd.CommandPath())
 	}
 	if err := cmd.ParseFlags(args); err != nil {
