@@ -111,6 +111,10 @@ func tell(f Forecast) string {
 		fmt.Fprintf(&out, "%s   margin %d, %d bytes\n", m.Op, m.Margin, m.Bytes)
 	}
 	for _, w := range f.Verdicts {
+		if w.RangeID == 0 {
+			fmt.Fprintf(&out, "store %d stays: %s\n", w.StoreID, w)
+			continue
+		}
 		fmt.Fprintf(&out, "range %d stays: %s\n", w.RangeID, w)
 	}
 	return out.String()

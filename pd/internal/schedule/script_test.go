@@ -28,6 +28,8 @@ var now = time.Unix(1_700_000_000, 0)
 //	rule id=x [voters=3] [in=zone:a] [lead=zone:a]    of the whole key space
 //	check                               one range per line; prints what is wanted
 //	settle                              one range; plans are carried out until none is left
+//	balance                             one range per line, "range 1..9" for several alike; what
+//	                                    balancing does until it rests, and what stores have then
 func TestScripts(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
 		if !strings.HasSuffix(path, ".txt") {
@@ -46,6 +48,8 @@ func TestScripts(t *testing.T) {
 				return check(t, v, d.Input)
 			case "settle":
 				return settle(t, v, readRange(t, d.Input))
+			case "balance":
+				return balanceAll(t, v, d.Input)
 			}
 			t.Fatalf("unknown command %s", d.Cmd)
 			return ""
@@ -105,6 +109,31 @@ func settle(t *testing.T, v topology.View, r *topology.Range) string {
 			r = carryOut(r, op.Steps[i])
 		}
 	}
+}
+
+// balanceAll lets balancing alone work until it wants nothing more.
+func balanceAll(t *testing.T, v topology.View, input string) string {
+	v.TolerancePercent, v.HighWaterPercent = 5, 80
+	for line := range strings.Lines(input) {
+		first, last, rest := uint64(0), uint64(0), ""
+		if n, _ := fmt.Sscanf(line, "range %d..%d", &first, &last); n == 2 {
+			_, rest, _ = strings.Cut(strings.TrimPrefix(line, "range "), " ")
+			for id := first; id <= last; id++ {
+				v.Ranges = append(v.Ranges, readRange(t, fmt.Sprintf("range %d %s", id, rest)))
+			}
+			continue
+		}
+		v.Ranges = append(v.Ranges, readRange(t, line))
+	}
+	f := Foresee(v, limits, func(op *operator.Operator, _ *topology.Range) bool {
+		return op.Priority == operator.Balance
+	})
+	out := tell(f)
+	for _, s := range planFor(f.After).Scores() {
+		out += fmt.Sprintf("store %d: %d replicas, %d leaders, %.0f operations/s\n", s.StoreID,
+			s.Replicas, s.Leaders, s.Load)
+	}
+	return out
 }
 
 // carryOut is the range after a step.
