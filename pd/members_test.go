@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/ridgekv/ridge/pd/internal/members"
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
@@ -355,5 +357,44 @@ func TestCrashWhileJoining(t *testing.T) {
 	c.start(i)
 	if got := c.joined(i); got != 2 {
 		t.Errorf("it got another id: %d", got)
+	}
+}
+
+// TestAddressWithoutJoin: a node that has joined is started as its directory says,
+// without --join, and at another gRPC address: the group hears of that.
+func TestAddressWithoutJoin(t *testing.T) {
+	c := startCluster(t, 1, usePeers)
+	c.leader()
+	i := c.add()
+	c.start(i)
+	id := c.joined(i)
+	c.kill(i)
+	o := &c.nodes[i].o
+	o.Join = nil
+	o.Members = []Member{{RaftAddress: o.Members[0].RaftAddress, GRPCAddress: freeAddresses(t, 1)[0]}}
+	c.start(i)
+	eventually(t, "the new address", func() error {
+		r, err := c.nodes[0].client.Members(testContext(t), &pdpb.MembersRequest{})
+		if a := members.Find(r, id).GetGrpcAddress(); err == nil && a != o.Members[0].GRPCAddress {
+			err = fmt.Errorf("PD node %d is known at %s", id, a)
+		}
+		return err
+	})
+}
+
+// TestFoundersAreAll: whoever leads first names all that the group began with, even
+// if it was started with less than at its first start.
+func TestFoundersAreAll(t *testing.T) {
+	s := Server{o: Options{Members: []Member{{ID: 1, RaftAddress: "b:2", GRPCAddress: "b:1"}}}}
+	got := s.founders(&members.Identity{
+		MemberID: 2, Members: map[uint64]string{1: "a:2", 2: "b:2", 3: "c:2"},
+	})
+	want := []*pdpb.Member{
+		{MemberId: 1, RaftAddress: "a:2"},
+		{MemberId: 2, RaftAddress: "b:2", GrpcAddress: "b:1"},
+		{MemberId: 3, RaftAddress: "c:2"},
+	}
+	if !slices.EqualFunc(got, want, func(a, b *pdpb.Member) bool { return proto.Equal(a, b) }) {
+		t.Errorf("founders %v", got)
 	}
 }

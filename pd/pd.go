@@ -54,6 +54,7 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 		return fmt.Errorf("pd: %w", err)
 	}
+	self := s.o.self() // by the options; the id may be another than they say
 	m, err := s.open(id)
 	if err != nil {
 		return fmt.Errorf("pd: %w", err)
@@ -66,7 +67,7 @@ func (s *Server) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	l := newLeadership(s, m, s.founders(id))
 	attendance := members.Attendance{
-		Meta: m, Identity: id, Dir: s.o.Dir, GRPCAddress: s.o.self().GRPCAddress,
+		Meta: m, Identity: id, Dir: s.o.Dir, GRPCAddress: self.GRPCAddress,
 		Peers: s.o.Peers, Log: s.o.Logger,
 	}
 	var wg sync.WaitGroup

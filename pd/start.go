@@ -230,18 +230,18 @@ func (s *Server) open(id *members.Identity) (*meta.Meta, error) {
 	return m, nil
 }
 
-// founders are the nodes that the group began with, as this one was told.
+// founders are all the nodes that the group began with, whatever this start was
+// told: an id that is not listed would be given again. The gRPC address of one
+// that it was not told of is empty until that node tells it.
 func (s *Server) founders(id *members.Identity) []*pdpb.Member {
-	var out []*pdpb.Member
+	told := map[string]string{}
 	for _, m := range s.o.Members {
-		if id.Members[m.ID] == m.RaftAddress {
-			out = append(out, &pdpb.Member{
-				MemberId: m.ID, GrpcAddress: m.GRPCAddress, RaftAddress: m.RaftAddress,
-			})
-		}
+		told[m.RaftAddress] = m.GRPCAddress
 	}
-	slices.SortFunc(out, func(a, b *pdpb.Member) int {
-		return int(a.GetMemberId()) - int(b.GetMemberId())
-	})
+	var out []*pdpb.Member
+	for _, n := range slices.Sorted(maps.Keys(id.Members)) {
+		a := id.Members[n]
+		out = append(out, &pdpb.Member{MemberId: n, GrpcAddress: told[a], RaftAddress: a})
+	}
 	return out
 }

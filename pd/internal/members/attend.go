@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/ridgekv/ridge/pd/internal/meta"
@@ -101,6 +102,7 @@ func (a *Attendance) strangerToOthers(ctx context.Context) bool {
 		}
 	}
 	addresses = append(addresses, a.Identity.Seeds...)
+	addresses = slices.DeleteFunc(addresses, func(a string) bool { return a == "" })
 	if len(addresses) == 0 {
 		return false
 	}
