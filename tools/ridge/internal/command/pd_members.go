@@ -41,9 +41,30 @@ func (p pdPeers) Join(
 	return answer, err
 }
 
-// Members implements pd.Peers.
+// Members implements pd.Peers. It asks all at once: hosts that are gone must not
+// use up the time of those that know. The newest list counts.
 func (p pdPeers) Members(ctx context.Context, addresses []string) (*pdpb.MembersResponse, error) {
-	c, err := p.open(ctx, addresses)
+	answers, faults := make([]*pdpb.MembersResponse, len(addresses)), make([]error, len(addresses))
+	var wg sync.WaitGroup
+	for i, a := range addresses {
+		wg.Go(func() { answers[i], faults[i] = p.membersAt(ctx, a) })
+	}
+	wg.Wait()
+	var newest *pdpb.MembersResponse
+	for i, r := range answers {
+		if faults[i] == nil && (newest == nil || r.GetRevision() > newest.GetRevision()) {
+			newest = r
+		}
+	}
+	if newest == nil {
+		return nil, errors.Join(append(faults, errors.New("no PD node has answered"))...)
+	}
+	return newest, nil
+}
+
+// membersAt asks one node until it answers or ctx ends.
+func (p pdPeers) membersAt(ctx context.Context, address string) (*pdpb.MembersResponse, error) {
+	c, err := p.open(ctx, []string{address})
 	if err != nil {
 		return nil, err
 	}
