@@ -67,6 +67,10 @@ type waiter struct {
 	// limit is the last sweep that its future may live to see; 0: it is idle.
 	// Guarded by futures.mu.
 	limit uint64
+	// reads is the range of the ReadIndex that it waits for, 0: none; lost, that
+	// there will be no answer. Guarded by futures.mu.
+	reads uint64
+	lost  bool
 }
 
 func newFutures(end func(future, dragonboat.RequestResult, bool)) *futures {
@@ -82,6 +86,10 @@ func (fs *futures) start(f future, patience time.Duration) {
 	w := fs.takeLocked()
 	// The division drops part of a sweep, and the next sweep may be a late one.
 	w.limit = fs.mu.sweeps + uint64(patience/sweepTime) + 2
+	w.reads, w.lost = 0, false
+	if f.confirmed != nil {
+		w.reads = f.rangeID
+	}
 	fs.mu.Unlock()
 	w.next <- f
 }
@@ -148,7 +156,20 @@ func (fs *futures) wait(
 func (fs *futures) overdue(w *waiter) bool {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	return fs.mu.closed || fs.mu.sweeps > w.limit
+	return fs.mu.closed || w.lost || fs.mu.sweeps > w.limit
+}
+
+// giveUp ends the ReadIndexes of a range that has lost its leader: Dragonboat
+// forgets those that it had taken, and who waits may ask the next leader at once.
+func (fs *futures) giveUp(rangeID uint64) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	for w := range fs.mu.all {
+		if w.limit != 0 && w.reads == rangeID {
+			w.lost = true
+			w.poke()
+		}
+	}
 }
 
 // park makes w idle. It reports false when w shall end instead.

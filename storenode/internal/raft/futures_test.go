@@ -55,6 +55,34 @@ func (tf *testFutures) expect(t *testing.T, answered, forgotten int64, waiters i
 	}
 }
 
+// TestLostReads: when a range loses its leader its reads end at once, and
+// neither those of other ranges nor proposals, whose fate is not known.
+func TestLostReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tf := newTestFutures()
+		read, propose := func(error) {}, func(Outcome) {}
+		var all []*dragonboat.RequestState
+		for _, f := range []future{
+			{rangeID: 1, confirmed: read},
+			{rangeID: 1, confirmed: read},
+			{rangeID: 2, confirmed: read},
+			{rangeID: 1, proposed: propose},
+		} {
+			f.rs = &dragonboat.RequestState{CompletedC: make(chan dragonboat.RequestResult, 1)}
+			all = append(all, f.rs)
+			tf.start(f, time.Minute)
+		}
+		tf.expect(t, 0, 0, 4)
+		tf.giveUp(1)
+		tf.expect(t, 0, 2, 4)
+		for _, rs := range all[2:] {
+			rs.CompletedC <- dragonboat.RequestResult{}
+		}
+		tf.expect(t, 2, 2, 4)
+		tf.close()
+	})
+}
+
 // TestForgottenFutures: a call that is never answered ends when its time is
 // up, not before, and no other call with it.
 func TestForgottenFutures(t *testing.T) {

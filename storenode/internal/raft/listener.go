@@ -177,6 +177,9 @@ func (h *Host) leaderUpdated(rangeID uint64, info *raftio.LeaderInfo) {
 	r.leader.Store(&now)
 	r.announce()
 	h.metrics.leaderChanges.inc()
+	if before.Known {
+		h.futures.giveUp(rangeID)
+	}
 	h.tellLeader(rangeID, now)
 }
 
