@@ -14,7 +14,7 @@ type Flight struct {
 	Operators []*Operator
 	// Rests are the changes that failed and are not tried again yet, by range id.
 	Rests []Rest
-	// Recent are the last move and the last transfer of ranges that had one lately,
+	// Recent are the moves and the last transfer of ranges that had one lately,
 	// by range id: balancing does not turn them back.
 	Recent []Recent
 }
@@ -64,15 +64,14 @@ func (f Flight) Rest(rangeID uint64, by string) (Rest, bool) {
 	return Rest{}, false
 }
 
-// Moved finds the last move or transfer of a range, if it was lately.
-func (f Flight) Moved(rangeID uint64, kind Kind) (Recent, bool) {
+// Moved lists where a range, or its leadership, went lately.
+func (f Flight) Moved(rangeID uint64) []Recent {
 	i, _ := slices.BinarySearchFunc(f.Recent, rangeID, func(r Recent, id uint64) int {
 		return cmp.Compare(r.RangeID, id)
 	})
-	for ; i < len(f.Recent) && f.Recent[i].RangeID == rangeID; i++ {
-		if f.Recent[i].Kind == kind {
-			return f.Recent[i], true
-		}
+	end := i
+	for end < len(f.Recent) && f.Recent[end].RangeID == rangeID {
+		end++
 	}
-	return Recent{}, false
+	return f.Recent[i:end]
 }

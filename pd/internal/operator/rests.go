@@ -34,9 +34,11 @@ type memoryKey struct {
 	by      string
 }
 
+// recentKey: moves are known by the store that was left, of transfers the last.
 type recentKey struct {
 	rangeID uint64
 	kind    Kind
+	left    uint64
 }
 
 func newMemory() memory {
@@ -87,7 +89,11 @@ func (m *memory) done(o *Operator, now time.Time) {
 		move.Kind == TransferLeader && o.Priority < Balance {
 		return
 	}
-	m.recent[recentKey{o.RangeID, move.Kind}] = move
+	key := recentKey{rangeID: o.RangeID, kind: move.Kind}
+	if move.Kind == AddLearner {
+		key.left = move.From
+	}
+	m.recent[key] = move
 }
 
 // forget drops what has no meaning any more.
@@ -115,7 +121,8 @@ func (m *memory) lists() ([]Rest, []Recent) {
 	}
 	if m.recentList == nil {
 		m.recentList = slices.SortedFunc(maps.Values(m.recent), func(a, b Recent) int {
-			return cmp.Or(cmp.Compare(a.RangeID, b.RangeID), cmp.Compare(a.Kind, b.Kind))
+			return cmp.Or(cmp.Compare(a.RangeID, b.RangeID), cmp.Compare(a.Kind, b.Kind),
+				cmp.Compare(a.From, b.From))
 		})
 	}
 	return m.restList, m.recentList

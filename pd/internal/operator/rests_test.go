@@ -1,6 +1,7 @@
 package operator
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -91,5 +92,45 @@ func TestRestsAreForgotten(t *testing.T) {
 	m.forget(w.now.Add(25 * time.Hour))
 	if rests, _ := m.lists(); len(rests) != 0 {
 		t.Fatalf("a day later: %+v", rests)
+	}
+}
+
+// TestMovesAreRemembered: a second move of a range does not hide where the first
+// one began; of transfers only the last one counts; all are forgotten in the end.
+func TestMovesAreRemembered(t *testing.T) {
+	w := newWorld(t)
+	m := newMemory()
+	move := func(to, from uint64) *Operator {
+		return &Operator{RangeID: 7, By: "balance", Priority: Balance, Steps: []Step{
+			{Kind: AddLearner, StoreID: to}, {Kind: Promote, StoreID: to}, {Kind: Remove, StoreID: from},
+		}}
+	}
+	transfer := func(from, to uint64) *Operator {
+		return &Operator{
+			RangeID: 7, By: "leaders", Priority: Balance, Leader: from,
+			Steps: []Step{{Kind: TransferLeader, StoreID: to}},
+		}
+	}
+	for _, o := range []*Operator{move(12, 7), move(8, 5), transfer(1, 2), transfer(2, 3)} {
+		m.ended(o, w.r, "", false, w.now)
+	}
+	left := func() (moves, transfers []uint64) {
+		_, recent := m.lists()
+		for _, r := range (Flight{Recent: recent}).Moved(7) {
+			if r.Kind == AddLearner {
+				moves = append(moves, r.From)
+			} else {
+				transfers = append(transfers, r.From)
+			}
+		}
+		return moves, transfers
+	}
+	moves, transfers := left()
+	if !slices.Equal(moves, []uint64{5, 7}) || !slices.Equal(transfers, []uint64{2}) {
+		t.Errorf("moved from %v, transferred from %v", moves, transfers)
+	}
+	m.forget(w.now.Add(recentFor + 1))
+	if moves, transfers = left(); len(moves)+len(transfers) > 0 {
+		t.Errorf("later: moved from %v, transferred from %v", moves, transfers)
 	}
 }

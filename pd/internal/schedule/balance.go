@@ -231,8 +231,9 @@ func (p *Planner) mayLead(r *topology.Range, m *metapb.Replica) bool {
 // turnsBack reports whether a change would bring a range, or its leadership, back
 // to the store that it left lately.
 func (p *Planner) turnsBack(r *topology.Range, kind operator.Kind, from, to uint64) bool {
-	last, ok := p.f.Moved(r.Range.GetRangeId(), kind)
-	return ok && last.From == to && (last.To == from || kind == operator.AddLearner)
+	return slices.ContainsFunc(p.f.Moved(r.Range.GetRangeId()), func(m operator.Recent) bool {
+		return m.Kind == kind && m.From == to && (m.To == from || kind == operator.AddLearner)
+	})
 }
 
 // waits reports whether op would not be admitted now.

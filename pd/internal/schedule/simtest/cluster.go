@@ -113,7 +113,10 @@ type vrange struct {
 	readOps    uint64 // until opsSince
 	writeOps   uint64
 	applied    uint64
-	left       map[uint64]int // store → stimulus at which its voter was removed
+	// left is the stimulus at which the removal of a voter was begun, by store;
+	// adding that of the learner that was added for the next one.
+	left   map[uint64]int
+	adding int
 	electing   bool
 }
 

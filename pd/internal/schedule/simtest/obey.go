@@ -117,6 +117,7 @@ func (c *Cluster) changeMembers(r *vrange, o *pdpb.Order) {
 				return
 			}
 		}
+		r.adding = c.stimulus
 		members = append(members, &metapb.Replica{
 			ReplicaId: a.GetReplicaId(), StoreId: a.GetStoreId(), Role: metapb.Role_ROLE_LEARNER,
 		})
@@ -147,6 +148,10 @@ func (c *Cluster) changeMembers(r *vrange, o *pdpb.Order) {
 		}
 		if m.GetRole() == metapb.Role_ROLE_VOTER {
 			r.left[m.GetStoreId()] = c.stimulus
+			if r.adding > 0 {
+				r.left[m.GetStoreId()] = r.adding
+			}
+			r.adding = 0
 		}
 		members = slices.Delete(members, i, i+1)
 	}

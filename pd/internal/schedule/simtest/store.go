@@ -91,6 +91,13 @@ func (c *Cluster) Kill(id uint64) {
 		return
 	}
 	s.alive, s.died = false, c.now
+	// PD learns of it later: what was under way until then may have to be undone.
+	life := s.life
+	c.after(c.o.StoreDownAfter-c.o.Heartbeat, func() {
+		if !s.alive && s.life == life {
+			c.stimulus++
+		}
+	})
 	s.images, s.busy = map[uint64]bool{}, map[uint64]bool{}
 	for _, rangeID := range slices.Sorted(maps.Keys(s.held)) {
 		p := s.held[rangeID]
