@@ -38,11 +38,13 @@ help: ## list the targets
 
 test: ## all tests, with the race detector and costly assertions (< 8 min on 2 cores)
 	@test -n '$(HAVE_CC)' || echo 'no C compiler: running without the race detector' >&2
-	@$(TOOL) gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg \
+	@races=$$(mktemp -d) ; export GORACE="log_path=$$races/race" ; \
+	$(TOOL) gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg \
 		--raw-command -- /bin/bash -c '\
 		go test -json $(RACE) -tags $(TAGS) -timeout 5m $(UNITS) ; units=$$? ; \
 		go test -json $(RACE) -tags $(TAGS) -count=1 -timeout 8m -p 1 $(CLUSTERS) ; \
-		exit $$(( units | $$? ))'
+		exit $$(( units | $$? ))' ; code=$$? ; \
+	cat "$$races"/* 2>/dev/null ; rm -rf "$$races" ; exit $$code
 
 unit: ## the tests of one process, without the race detector: quick
 	go test -tags $(TAGS) $(UNITS)
