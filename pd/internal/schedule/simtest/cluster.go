@@ -115,9 +115,9 @@ type vrange struct {
 	applied    uint64
 	// left is the stimulus at which the removal of a voter was begun, by store;
 	// adding that of the learner that was added for the next one.
-	left   map[uint64]int
-	adding int
-	electing   bool
+	left     map[uint64]int
+	adding   int
+	electing bool
 }
 
 // String shows the range as people see it.
