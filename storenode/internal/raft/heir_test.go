@@ -57,3 +57,36 @@ func TestTransferToTheDead(t *testing.T) {
 		})
 	}
 }
+
+// TestHeirThatDoesNotCome: while a transfer is asked for again and again, to an
+// heir that does not take it, the range takes proposals in between.
+func TestHeirThatDoesNotCome(t *testing.T) {
+	c := threeVoters(t, shippedTicks)
+	lead := c.stores[1]
+	lead.put(t, 1, "a", "before")
+	c.stores[2].stop(t) // and nobody says that it is silent
+	lead.put(t, 1, "a", "the heir lacks this")
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Second)
+	defer cancel()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		if err := lead.host.TransferLeader(ctx, 1, 2); err == nil {
+			t.Error("a dead store leads")
+		}
+	})
+	var worst time.Duration
+	for last := time.Now(); ctx.Err() == nil; {
+		if applied(lead.propose(t, 1, lead.entry(t, 1, "a", "meanwhile"))) == nil {
+			last = time.Now()
+		}
+		worst = max(worst, time.Since(last))
+	}
+	t.Logf("longest time without a write: %s", worst)
+	if worst > 1500*time.Millisecond {
+		t.Errorf("no write for %s", worst)
+	}
+	if l := lead.host.Leader(1); !l.Self {
+		t.Errorf("the leader stepped down: %+v", l)
+	}
+}

@@ -23,10 +23,12 @@ const (
 	changeTimeout = 5 * time.Second
 	// caughtUpTimeout bounds the wait for a learner's own read.
 	caughtUpTimeout = time.Second
-	// transferRetry is how often a transfer of leadership is asked for again.
-	transferRetry = time.Second
+	// transferPatience is how long a leader waits for its heir, transferRest how
+	// long it then goes on before it is asked again.
+	transferPatience = 250 * time.Millisecond
+	transferRest     = 500 * time.Millisecond
 	// heartbeatAnswers is how long the answers to heartbeats are waited for.
-	heartbeatAnswers = 50 * time.Millisecond
+	heartbeatAnswers = 100 * time.Millisecond
 )
 
 // Membership returns the members of a range and the config-change index they
@@ -185,14 +187,15 @@ func (h *Host) tryChange(ctx context.Context, rangeID uint64, c memberChange) er
 
 // TransferLeader hands leadership to a voter and waits until it leads. It
 // asks again as long as ctx lasts: a target that has entries to apply ignores
-// the call. It does not ask for a target whose store is silent. When it fails,
-// the range takes proposals again at once.
+// the call. The leader takes no proposals while it waits for an heir, so it
+// never waits long, and others write before it is asked again. It does not ask
+// for a target whose store is silent.
 func (h *Host) TransferLeader(ctx context.Context, rangeID, replicaID uint64) (err error) {
 	r, ok := h.replica(rangeID)
 	if !ok {
 		return fmt.Errorf("raft: transfer range %d: %w", rangeID, ErrNotFound)
 	}
-	asked := false
+	asked, next := false, time.Time{} // next is when to ask, or to give up
 	defer func() {
 		if err != nil && asked {
 			h.endTransfer(r)
@@ -204,18 +207,24 @@ func (h *Host) TransferLeader(ctx context.Context, rangeID, replicaID uint64) (e
 		if l.ReplicaID == replicaID && l.Known {
 			return nil
 		}
-		if l.Self {
-			if h.silentReplica(r, replicaID) {
-				return fmt.Errorf("raft: transfer range %d to replica %d: %w",
-					rangeID, replicaID, ErrSilent)
-			}
+		switch {
+		case !l.Self:
+			asked, next = false, time.Now().Add(transferRest)
+		case h.silentReplica(r, replicaID):
+			return fmt.Errorf("raft: transfer range %d to replica %d: %w",
+				rangeID, replicaID, ErrSilent)
+		case time.Now().Before(next): // something else has changed
+		case asked:
+			h.endTransfer(r)
+			asked, next = false, time.Now().Add(transferRest)
+		default:
 			err := h.call(func() error { return h.nh.RequestLeaderTransfer(rangeID, replicaID) })
 			if err != nil && !errors.Is(err, dragonboat.ErrSystemBusy) {
 				return fmt.Errorf("raft: transfer range %d: %w", rangeID, err)
 			}
-			asked = true
+			asked, next = true, time.Now().Add(transferPatience)
 		}
-		timer := time.NewTimer(transferRetry)
+		timer := time.NewTimer(time.Until(next))
 		select {
 		case <-changes:
 		case <-timer.C:
