@@ -20,8 +20,8 @@ type load struct {
 	kv      *client.Client
 	prefix  string
 	workers int
-	keys    int // of each worker
-	pause   time.Duration
+	keys    int           // of each worker
+	pause   time.Duration // read by the writers: set before they start
 
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -35,10 +35,18 @@ type load struct {
 	longestKey string
 }
 
-// startLoad starts the writers; they end with the test at the latest.
+// startLoad starts writers that rest a little after each write; they end with the
+// test at the latest.
 func startLoad(t *testing.T, kv *client.Client, prefix string, workers int) *load {
+	return startPacedLoad(t, kv, prefix, workers, 2*time.Millisecond)
+}
+
+// startPacedLoad starts writers that rest for pause after each write.
+func startPacedLoad(
+	t *testing.T, kv *client.Client, prefix string, workers int, pause time.Duration,
+) *load {
 	l := &load{
-		kv: kv, prefix: prefix, workers: workers, keys: 20, pause: 2 * time.Millisecond,
+		kv: kv, prefix: prefix, workers: workers, keys: 20, pause: pause,
 		acked: map[string]int{}, tried: map[string]int{}, faults: map[string]int{},
 	}
 	ctx, cancel := context.WithCancel(context.Background())

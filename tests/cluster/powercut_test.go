@@ -33,8 +33,7 @@ func TestPowerCut(t *testing.T) {
 	kv := c.Client(t)
 	fill(t, kv, "k/", rows, 1000) // enough for a cut of the log
 	for round := range rounds {
-		l := startLoad(t, kv, fmt.Sprintf("load/%02d/", round), 8)
-		l.pause = 0
+		l := startPacedLoad(t, kv, fmt.Sprintf("load/%02d/", round), 8, 0)
 		l.awaitWrites(t, 200+rnd.IntN(2000))
 		if rnd.IntN(2) == 0 {
 			at := fmt.Appendf(nil, "load/%02d/%c", round, 'a'+rnd.IntN(26))
