@@ -7,8 +7,9 @@ import (
 )
 
 // Budget is how MemoryBytes is divided: what each part may hold. Not all that
-// many large values hold is counted (ARCHITECTURE.md, Memory). Pages of the engine's files are no part of it: the kernel lends them,
-// and takes them back when it needs them.
+// many large values hold is counted (ARCHITECTURE.md, Memory). Pages of the
+// engine's files are no part of it: the kernel lends them, and takes them back
+// when it needs them.
 type Budget struct {
 	// Memtables are the one that is written, those that wait, and the one that
 	// is written out.

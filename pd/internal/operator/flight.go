@@ -41,6 +41,7 @@ type Recent struct {
 	Kind     Kind // AddLearner for a move, TransferLeader
 	From, To uint64
 	At       time.Time
+	keep     time.Duration // how long it is remembered
 }
 
 // Busy reports whether the range has an operator.

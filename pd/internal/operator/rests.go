@@ -13,8 +13,10 @@ const (
 	// firstRest is the pause after a first failure; each further one doubles it.
 	firstRest = 2 * time.Second
 	longRest  = 10 * time.Minute
-	// recentFor is how long balancing does not turn a move back.
+	// recentFor is how long balancing does not turn a move back; copiedFor how long
+	// when balancing itself made the copy. It may take that long to even out much.
 	recentFor = 5 * time.Minute
+	copiedFor = time.Hour
 	// maxMemory bounds the rests and the recent moves that are kept. What does
 	// not fit is forgotten: it is tried again sooner.
 	maxMemory = 20_000
@@ -71,7 +73,9 @@ func (m *memory) ended(o *Operator, r *topology.Range, failure string, final boo
 }
 
 func (m *memory) done(o *Operator, now time.Time) {
-	move := Recent{RangeID: o.RangeID, Kind: TransferLeader, From: o.Leader, At: now}
+	move := Recent{
+		RangeID: o.RangeID, Kind: TransferLeader, From: o.Leader, At: now, keep: recentFor,
+	}
 	for _, s := range o.Steps {
 		switch s.Kind {
 		case AddLearner:
@@ -92,6 +96,9 @@ func (m *memory) done(o *Operator, now time.Time) {
 	key := recentKey{rangeID: o.RangeID, kind: move.Kind}
 	if move.Kind == AddLearner {
 		key.left = move.From
+		if o.Priority >= Balance {
+			move.keep = copiedFor
+		}
 	}
 	m.recent[key] = move
 }
@@ -99,7 +106,7 @@ func (m *memory) done(o *Operator, now time.Time) {
 // forget drops what has no meaning any more.
 func (m *memory) forget(now time.Time) {
 	for k, r := range m.recent {
-		if now.Sub(r.At) > recentFor {
+		if now.Sub(r.At) > r.keep {
 			delete(m.recent, k)
 			m.recentList = nil
 		}

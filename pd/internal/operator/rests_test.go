@@ -96,12 +96,13 @@ func TestRestsAreForgotten(t *testing.T) {
 }
 
 // TestMovesAreRemembered: a second move of a range does not hide where the first
-// one began; of transfers only the last one counts; all are forgotten in the end.
+// one began; of transfers only the last one counts; all are forgotten in the end,
+// copies that balancing made later than others.
 func TestMovesAreRemembered(t *testing.T) {
 	w := newWorld(t)
 	m := newMemory()
-	move := func(to, from uint64) *Operator {
-		return &Operator{RangeID: 7, By: "balance", Priority: Balance, Steps: []Step{
+	move := func(to, from uint64, p Priority) *Operator {
+		return &Operator{RangeID: 7, By: "any", Priority: p, Steps: []Step{
 			{Kind: AddLearner, StoreID: to}, {Kind: Promote, StoreID: to}, {Kind: Remove, StoreID: from},
 		}}
 	}
@@ -111,7 +112,9 @@ func TestMovesAreRemembered(t *testing.T) {
 			Steps: []Step{{Kind: TransferLeader, StoreID: to}},
 		}
 	}
-	for _, o := range []*Operator{move(12, 7), move(8, 5), transfer(1, 2), transfer(2, 3)} {
+	for _, o := range []*Operator{
+		move(12, 7, Balance), move(8, 5, Repair), transfer(1, 2), transfer(2, 3),
+	} {
 		m.ended(o, w.r, "", false, w.now)
 	}
 	left := func() (moves, transfers []uint64) {
@@ -130,7 +133,11 @@ func TestMovesAreRemembered(t *testing.T) {
 		t.Errorf("moved from %v, transferred from %v", moves, transfers)
 	}
 	m.forget(w.now.Add(recentFor + 1))
-	if moves, transfers = left(); len(moves)+len(transfers) > 0 {
+	if moves, transfers = left(); !slices.Equal(moves, []uint64{7}) || len(transfers) > 0 {
 		t.Errorf("later: moved from %v, transferred from %v", moves, transfers)
+	}
+	m.forget(w.now.Add(copiedFor + 1))
+	if moves, _ = left(); len(moves) > 0 {
+		t.Errorf("in the end: moved from %v", moves)
 	}
 }

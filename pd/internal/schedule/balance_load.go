@@ -16,67 +16,84 @@ const (
 	// hotPause is how long a store that balancing changed is left alone: reports
 	// of load follow what they measure.
 	hotPause = 30 * time.Second
-	// hotGain is the least part of a store's load that a change must take off.
-	hotGain = 0.05
+	// hotGain is the least that a change must take off, in operations per second.
+	// It is no part of the store's load: that of many small ranges goes by many
+	// small changes.
+	hotGain = hotOps / 10
+	// maxHotChanges bounds the changes of one pass. Each is searched for.
+	maxHotChanges = 16
 )
 
-// balanceLoad takes load off the store that bears most and can be helped: by one
-// change, or by two that change places where the number of leaders or the bytes
-// ask for it.
+// balanceLoad takes load off the stores that bear most and can be helped: by
+// changes of one range, or by such as change places where the number of leaders
+// or the bytes ask for it. A store gets all of a pass's changes at once, since it
+// then rests until its reports show them.
 func (p *Planner) balanceLoad(up []*seat, out *Plan) {
 	sum := 0.0
 	for _, s := range up {
 		sum += s.load
 	}
 	mean := sum / float64(len(up))
-	hot := slices.DeleteFunc(slices.Clone(up), func(s *seat) bool {
-		return s.load < mean*hotFactor || s.load-mean < hotOps || p.unsettled(s)
-	})
+	isHot := func(s *seat) bool { return s.load >= mean*hotFactor && s.load-mean >= hotOps }
+	unsettled := p.unsettled()
+	targets := slices.DeleteFunc(slices.Clone(up), func(s *seat) bool { return unsettled[s.id] })
+	hot := slices.DeleteFunc(slices.Clone(targets), func(s *seat) bool { return !isHot(s) })
 	slices.SortFunc(hot, func(a, b *seat) int {
 		return cmp.Or(cmp.Compare(b.load, a.load), cmp.Compare(a.id, b.id))
 	})
-	targets := slices.DeleteFunc(slices.Clone(up), p.unsettled)
-	slices.SortFunc(targets, func(a, b *seat) int {
-		return cmp.Or(cmp.Compare(a.load, b.load), cmp.Compare(a.id, b.id))
-	})
-	targets = targets[:min(maxTargets, len(targets))]
+	changes := 0
 	for _, from := range hot {
-		for _, copies := range []bool{false, true} {
-			if p.cool(from, up, targets, copies, out) {
-				return
-			}
+		helped := false
+		for changes < maxHotChanges && isHot(from) && p.coolAny(from, up, targets, out) {
+			helped = true
+			changes++
 		}
-		out.Verdicts = append(out.Verdicts, Verdict{
-			StoreID: from.id, By: ByHot, Reason: fmt.Sprintf(
-				"bears %.0f operations/s, the mean is %.0f, and no change of one range helps",
-				from.load, mean),
-			Remedy: "split_load_ops lets ranges be divided by load",
-		})
+		if changes == maxHotChanges {
+			return
+		}
+		if !helped {
+			out.Verdicts = append(out.Verdicts, Verdict{
+				StoreID: from.id, By: ByHot, Reason: fmt.Sprintf(
+					"bears %.0f operations/s, the mean is %.0f, and no change of one range helps",
+					from.load, mean),
+				Remedy: "split_load_ops lets ranges be divided by load",
+			})
+		}
 	}
 }
 
-// unsettled reports whether balancing changed a store lately, or does now.
-func (p *Planner) unsettled(s *seat) bool {
+// coolAny plans the change that helps a store most, towards those that bear least
+// now: one without copies if there is any.
+func (p *Planner) coolAny(from *seat, up, targets []*seat, out *Plan) bool {
+	slices.SortFunc(targets, func(a, b *seat) int {
+		return cmp.Or(cmp.Compare(a.load, b.load), cmp.Compare(a.id, b.id))
+	})
+	least := targets[:min(maxTargets, len(targets))]
+	return p.cool(from, up, least, false, out) || p.cool(from, up, least, true, out)
+}
+
+// unsettled are the stores that balancing changed lately, or does now.
+func (p *Planner) unsettled() map[uint64]bool {
+	out := map[uint64]bool{}
 	for _, m := range p.f.Recent {
-		if (m.From == s.id || m.To == s.id) && p.v.Now.Sub(m.At) < hotPause {
-			return true
+		if p.v.Now.Sub(m.At) < hotPause {
+			out[m.From], out[m.To] = true, true
 		}
 	}
 	for _, o := range p.f.Operators {
+		out[o.Leader] = true
 		for _, step := range o.Steps {
-			if o.Leader == s.id || step.StoreID == s.id {
-				return true
-			}
+			out[step.StoreID] = true
 		}
 	}
-	return false
+	return out
 }
 
 // helps judges the change of x operations per second from one store to another:
 // how far the worse of both comes down; 0 when it does not enough.
 func helps(from, to *seat, x float64) float64 {
 	gain := from.load - math.Max(from.load-x, to.load+x)
-	if gain < from.load*hotGain {
+	if gain < hotGain {
 		return 0
 	}
 	return gain
@@ -89,7 +106,7 @@ func (p *Planner) cool(from *seat, up, targets []*seat, copies bool, out *Plan) 
 	var at *seat
 	most := 0.0
 	for _, to := range targets {
-		if to == from || from.load-to.load < 2*from.load*hotGain {
+		if to == from || from.load-to.load < 2*hotGain {
 			continue // no change could help enough
 		}
 		if set, gain := p.best(p.swapOf(from, to, copies), up); gain > most {
@@ -111,7 +128,17 @@ func (p *Planner) cool(from *seat, up, targets []*seat, copies bool, out *Plan) 
 }
 
 // keepsLeaders reports whether the planner of leaders does not turn back what
-// takes n of them from one store to the other.
-func keepsLeaders(from, to *seat, n, step int) bool {
-	return n == 0 || to.leaders+n-(from.leaders-n) < step
+// takes n of them from one store to the other: either the sum of squares does not
+// rise, or neither store then leads a step more or fewer than any.
+func keepsLeaders(up []*seat, from, to *seat, n, step int) bool {
+	f, t := from.leaders-n, to.leaders+n
+	if n == 0 || f*f+t*t <= from.leaders*from.leaders+to.leaders*to.leaders {
+		return true
+	}
+	for _, s := range up {
+		if s != from && s != to && (t-s.leaders >= step || s.leaders-f >= step) {
+			return false
+		}
+	}
+	return t-f < step
 }

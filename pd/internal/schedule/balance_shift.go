@@ -23,19 +23,38 @@ type shift struct {
 	weight  float64
 }
 
-// shifts are the changes that bring load from one store to the other, the
-// heaviest or else the lightest first: transfers, and moves if copies are
+// kind selects shifts: hot ones, or those that cost the least load of such as take
+// the leadership along, or of such as only hold a replica.
+type kind int
+
+const (
+	hottest kind = iota
+	lightLeaders
+	lightFollowers
+)
+
+func (k kind) takes(s shift) bool {
+	switch k {
+	case lightLeaders:
+		return s.leaders > 0
+	case lightFollowers:
+		return s.leaders == 0
+	}
+	return s.load >= hotGain
+}
+
+// shifts are the changes of a kind that bring load from one store to the other,
+// the heaviest or else the lightest first: transfers, and moves if copies are
 // allowed. What cannot be done now is left out.
-func (p *Planner) shifts(from, to *seat, copies, heaviest bool) []shift {
+func (p *Planner) shifts(from, to *seat, copies bool, k kind) []shift {
 	var sized []shift
 	for _, i := range from.held {
-		s, ok := p.size(p.v.Ranges[i], from, to, copies)
-		if ok && (!heaviest || s.load >= hotOps/10) {
+		if s, ok := p.size(p.v.Ranges[i], from, to, copies); ok && k.takes(s) {
 			sized = append(sized, s)
 		}
 	}
 	slices.SortStableFunc(sized, func(a, b shift) int {
-		if heaviest {
+		if k == hottest {
 			a, b = b, a
 		}
 		return cmp.Or(cmp.Compare(a.load, b.load), cmp.Compare(a.weight, b.weight))
@@ -125,15 +144,15 @@ type swap struct {
 }
 
 func (p *Planner) swapOf(from, to *seat, copies bool) *swap {
-	x := &swap{from: from, to: to, hot: p.shifts(from, to, copies, true)}
+	x := &swap{from: from, to: to, hot: p.shifts(from, to, copies, hottest)}
 	if len(x.hot) == 0 {
 		return x
 	}
-	x.cold = p.shifts(to, from, copies, false)
-	weighs := func(s shift) bool { return s.leaders > 0 }
+	x.cold = p.shifts(to, from, copies, lightLeaders)
 	if copies {
-		x.there = slices.DeleteFunc(p.shifts(from, to, true, false), weighs)
-		x.back = slices.DeleteFunc(slices.Clone(x.cold), weighs)
+		x.there = p.shifts(from, to, true, lightFollowers)
+		x.back = p.shifts(to, from, true, lightFollowers)
+		x.cold = append(x.cold, x.back...)
 	}
 	return x
 }
@@ -152,7 +171,7 @@ func (p *Planner) best(x *swap, up []*seat) ([]*shift, float64) {
 				set, load, n, w = append(set, c), load-c.load, n-c.leaders, w-c.weight
 			}
 			if n < 0 || load < h.load/2 || helps(x.from, x.to, load) <= most ||
-				!keepsLeaders(x.from, x.to, n, step) {
+				!keepsLeaders(up, x.from, x.to, n, step) {
 				continue
 			}
 			if !p.keepsWeights(up, x.from, x.to, w) {

@@ -63,9 +63,27 @@ func unequalDisks(x *trial) {
 	}
 	base *= uint64(3 * x.options.Ranges / x.options.Stores)
 	x.options.Capacity = func(id uint64) uint64 { return base * (3 + id%3) }
-	x.begin()
+	x.Cluster = New(x.options)
+	least := x.surplus()
+	x.settle(x.repairTime(x.options.Ranges))
 	x.balanced()
 	x.whole()
+	// Ranges differ by up to a factor of three, and lighter ones may move.
+	x.movesWithin(1.5, least)
+}
+
+// surplus is how many replicas of the usual size lie on stores that have more
+// than their share of the disks.
+func (x *trial) surplus() int {
+	var bytes, capacity, over float64
+	shares := x.Shares()
+	for id, s := range shares {
+		bytes, capacity = bytes+float64(s.Bytes), capacity+float64(x.stores[id].capacity)
+	}
+	for id, s := range shares {
+		over += max(0, float64(s.Bytes)-bytes*float64(x.stores[id].capacity)/capacity)
+	}
+	return int(over / float64(x.o.RangeSizeBytes))
 }
 
 // together counts the ranges of which two replicas share a zone.
@@ -115,24 +133,35 @@ func zoneLoss(x *trial) {
 	x.whole()
 }
 
-// hotSpan: neighbouring ranges bear nearly all the load; it is spread.
+// hotSpan: neighbouring ranges, which few stores lead, bear nearly all the load;
+// it is spread.
 func hotSpan(x *trial) {
+	x.options.Clustered = true
 	x.begin()
-	first := x.rnd.IntN(len(x.ranges) - len(x.ranges)/5)
+	hot := len(x.ranges) / 5
+	first := x.rnd.IntN(len(x.ranges) - hot)
 	x.stimulus++
 	for i, r := range x.ranges {
 		r.reads, r.writes = 10, 2
-		if i >= first && i < first+len(x.ranges)/5 {
+		if i >= first && i < first+hot {
 			r.reads = 4000
 		}
 	}
-	x.settle(x.repairTime(2 * len(x.ranges)))
-	var sum, most uint64
-	for _, s := range x.Shares() {
-		sum, most = sum+s.Reads+s.Writes, max(most, s.Reads+s.Writes)
+	if most, mean := x.heat(); most < 2*mean {
+		x.Fatalf("the span is not hot: a store bears %d operations/s, the mean is %d", most, mean)
 	}
-	if mean := sum / uint64(len(x.stores)); most > mean*3/2+4000 {
+	x.settle(x.repairTime(2 * len(x.ranges)))
+	if most, mean := x.heat(); most > mean*3/2+4000 {
 		x.Errorf("a store bears %d operations/s, the mean is %d", most, mean)
 	}
 	x.whole()
+}
+
+// heat is what the store under the most load bears, and what all do on average.
+func (x *trial) heat() (most, mean uint64) {
+	var sum uint64
+	for _, s := range x.Shares() {
+		sum, most = sum+s.Reads+s.Writes, max(most, s.Reads+s.Writes)
+	}
+	return most, sum / uint64(len(x.stores))
 }

@@ -40,6 +40,9 @@ type Options struct {
 	Capacity func(storeID uint64) uint64
 	// Labels are those of a store. Default none.
 	Labels func(storeID uint64) map[string]string
+	// Clustered: neighbours lie on the same stores and are led by the same one, as
+	// splits leave them, not in turns.
+	Clustered bool
 	// ImageBytesPerSecond is how fast a store receives. Default 64 MiB.
 	ImageBytesPerSecond uint64
 	// StoreMoves and LeaderTransfers are PD's limits. Default 4 and 8.
@@ -196,11 +199,14 @@ func (c *Cluster) evenRange(i int) *vrange {
 		term: 2, size: c.o.RangeSizeBytes/2 + c.rnd.Uint64N(c.o.RangeSizeBytes), keys: 1000,
 		opsSince: c.now, applied: 100, left: map[uint64]int{},
 	}
-	// Neighbours share stores no more than others do.
-	stride := 1 + i/c.o.Stores%max(1, c.o.Stores/c.o.Replicas)
+	// In turns, neighbours share stores no more than others do.
+	first, stride := i, 1+i/c.o.Stores%max(1, c.o.Stores/c.o.Replicas)
+	if c.o.Clustered {
+		first, stride = i*c.o.Stores/c.o.Ranges, 1
+	}
 	for k := range min(c.o.Replicas, c.o.Stores) {
 		r.desc.Replicas = append(r.desc.Replicas, &metapb.Replica{
-			ReplicaId: c.id(), StoreId: uint64((i+k*stride)%c.o.Stores) + 1,
+			ReplicaId: c.id(), StoreId: uint64((first+k*stride)%c.o.Stores) + 1,
 			Role: metapb.Role_ROLE_VOTER,
 		})
 	}

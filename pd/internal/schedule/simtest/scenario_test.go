@@ -117,10 +117,13 @@ func (x *trial) lawful() {
 	}
 }
 
+// quiet is longer than any planner waits for what its last change did.
+const quiet = 45 * time.Second
+
 // settle lets PD come to rest within a bound of virtual time.
 func (x *trial) settle(within time.Duration) {
 	x.Helper()
-	took, err := x.Settle(within, 30*time.Second)
+	took, err := x.Settle(within, quiet)
 	if err != nil {
 		x.Fatal(err)
 	}
