@@ -1,16 +1,15 @@
 package engine
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"hash/maphash"
-	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/skl"
 )
 
@@ -24,6 +23,10 @@ const (
 // opOverheadBytes is what Badger counts per entry beyond key and value.
 const opOverheadBytes = 12
 
+// keptClaims is how many keys a commit may have for its table of them to be
+// used again.
+const keptClaims = 1024
+
 // reservedOps are left free in each commit for x|seq and x|extent.
 const reservedOps = 4
 
@@ -32,10 +35,11 @@ const reservedOps = 4
 const deleteMarkExpiry = 1
 
 // committer gathers the write sets of all callers and commits them one after
-// the other. While one commit is under way the next is built.
+// the other: those that come while one is under way share the next.
 type committer struct {
-	e    *Engine
-	bell chan struct{}
+	e      *Engine
+	bell   chan struct{}
+	badger *badgerWriter
 	// busySince is when the commit under way began, in Unix nanoseconds; 0
 	// when there is none.
 	busySince atomic.Int64
@@ -52,11 +56,20 @@ type committer struct {
 	// Below: only the committer's goroutine.
 	backlog  []item
 	building *commit
-	underWay *commit
-	done     chan error
 	lastSeq  Seq
 	seed     maphash.Seed
 	hashes   []uint64
+	// claimed are the hashes of the data keys in building.
+	claimed map[uint64]struct{}
+	// writes are the ops of the commit under way, in order of key.
+	writes []write
+}
+
+// write is one op on its way to Badger. order is its place in the commit.
+type write struct {
+	set   *WriteSet
+	op    op
+	order int
 }
 
 // request is one call of Commit.
@@ -75,11 +88,9 @@ type item struct {
 
 // commit is one seq in the making.
 type commit struct {
-	txn       *badger.Txn
-	keys      map[uint64]struct{}
 	ops       int
 	sizeBytes int
-	// parts are all that it writes, for the row cache.
+	// parts are all that it writes, in order.
 	parts []part
 	// finished are the items of which this commit holds the last op.
 	finished []item
@@ -103,11 +114,12 @@ func (to *commit) wrote(s *WriteSet, from, end int) {
 	to.parts = append(to.parts, part{s, from, end})
 }
 
-func newCommitter(e *Engine, lastSeq Seq) *committer {
+func newCommitter(e *Engine, lastSeq Seq) (*committer, error) {
+	w, err := newBadgerWriter(e.db)
 	return &committer{
-		e: e, bell: make(chan struct{}, 1), done: make(chan error, 1),
-		lastSeq: lastSeq, seed: maphash.MakeSeed(),
-	}
+		e: e, bell: make(chan struct{}, 1), badger: w,
+		lastSeq: lastSeq, seed: maphash.MakeSeed(), claimed: make(map[uint64]struct{}),
+	}, err
 }
 
 // Commit commits the sets in order and returns when all are visible. Sets of
@@ -168,17 +180,14 @@ func (c *committer) run() {
 			c.refuseAll()
 		}
 		c.build()
-		if c.underWay == nil && c.building != nil {
-			c.dispatch()
-			continue
-		}
-		if closed && c.underWay == nil {
+		switch {
+		case c.building != nil:
+			c.commit(c.building)
+			c.building = nil
+		case closed:
 			return
-		}
-		select {
-		case <-c.bell:
-		case err := <-c.done:
-			c.finish(err)
+		default:
+			<-c.bell
 		}
 	}
 }
@@ -206,10 +215,11 @@ func (c *committer) build() {
 	n := 0
 	for n < len(c.backlog) {
 		if c.building == nil {
-			c.building = &commit{
-				txn:  c.e.db.NewTransactionAt(math.MaxUint64, true),
-				keys: make(map[uint64]struct{}, 64),
+			c.building = &commit{}
+			if len(c.claimed) > keptClaims {
+				c.claimed = make(map[uint64]struct{}) // To clear it costs as it once grew.
 			}
+			clear(c.claimed)
 		}
 		if c.building.sealed || !c.add(c.building, &c.backlog[n]) {
 			c.building.sealed = true
@@ -234,11 +244,10 @@ func (c *committer) add(to *commit, it *item) bool {
 		}
 	}
 	rest := s.ops[it.pos:]
-	if !to.hasRoom(rest) || !c.claim(to, s, rest) {
+	if !c.hasRoom(to, rest) || !c.claim(s, rest) {
 		return false
 	}
-	c.put(to, s, rest)
-	to.wrote(s, it.pos, len(s.ops))
+	c.put(to, s, it.pos, len(s.ops))
 	to.finished = append(to.finished, *it)
 	return true
 }
@@ -265,20 +274,20 @@ func (c *committer) addImageRows(to *commit, it *item) bool {
 	s := it.set
 	for ; it.pos < len(s.ops) && s.ops[it.pos].image(); it.pos++ {
 		one := s.ops[it.pos : it.pos+1]
-		if !to.hasRoom(one) || !c.claim(to, s, one) {
+		if !c.hasRoom(to, one) || !c.claim(s, one) {
 			return false
 		}
-		c.put(to, s, one)
-		to.wrote(s, it.pos, it.pos+1)
+		c.put(to, s, it.pos, it.pos+1)
 	}
 	return true
 }
 
-func (to *commit) hasRoom(ops []op) bool {
+func (c *committer) hasRoom(to *commit, ops []op) bool {
 	if to.ops == 0 || len(ops) == 0 {
 		return true
 	}
-	return to.ops+len(ops) <= commitOps && to.sizeBytes+sizeOf(ops) <= commitSizeBytes
+	return to.ops+len(ops) <= min(commitOps, c.e.maxOps) &&
+		to.sizeBytes+sizeOf(ops) <= min(commitSizeBytes, c.e.maxSizeBytes)
 }
 
 func sizeOf(ops []op) int {
@@ -289,100 +298,112 @@ func sizeOf(ops []op) int {
 	return n
 }
 
-// claim notes the data keys of ops as written by this commit. It returns
+// claim notes the data keys of ops as written by the commit that is built. It returns
 // false, and notes nothing, when one of them is already: a key gets one
 // version per commit. Equal hashes of different keys do no harm.
-func (c *committer) claim(to *commit, s *WriteSet, ops []op) bool {
+func (c *committer) claim(s *WriteSet, ops []op) bool {
 	c.hashes = c.hashes[:0]
 	for _, o := range ops {
 		if !o.data() {
 			continue
 		}
 		h := maphash.Bytes(c.seed, s.key(o))
-		if _, taken := to.keys[h]; taken {
+		if _, taken := c.claimed[h]; taken {
 			return false
 		}
 		c.hashes = append(c.hashes, h)
 	}
 	for _, h := range c.hashes {
-		to.keys[h] = struct{}{}
+		c.claimed[h] = struct{}{}
 	}
 	return true
 }
 
-// put adds ops to the transaction. Its errors cannot happen (fits, hasRoom)
-// and are fatal.
-func (c *committer) put(to *commit, s *WriteSet, ops []op) {
-	entries := make([]badger.Entry, len(ops))
-	for i, o := range ops {
-		var err error
-		switch o.kind {
-		case opErase, opRecordDelete:
-			err = to.txn.Delete(s.key(o))
-		default:
-			en := &entries[i]
-			en.Key, en.Value = s.key(o), s.value(o)
-			if o.kind == opMark || o.kind == opImageMark {
-				en.ExpiresAt = deleteMarkExpiry
-			}
-			err = to.txn.SetEntry(en)
-		}
-		if err != nil {
-			c.e.fail(fmt.Errorf("engine: build commit: %w", err))
-			return
-		}
-	}
+// put takes the ops [from, to) of a set into the commit.
+func (c *committer) put(to *commit, s *WriteSet, from, end int) {
+	ops := s.ops[from:end]
+	to.wrote(s, from, end)
 	to.ops += len(ops)
-	to.sizeBytes += sizeOf(ops)
-	c.committedBytes.Add(uint64(sizeOf(ops)))
+	size := sizeOf(ops)
+	to.sizeBytes += size
+	c.committedBytes.Add(uint64(size))
 	to.extent = max(to.extent, s.maxExtent)
 }
 
-// dispatch hands the commit that was built to Badger, with the next seq.
-func (c *committer) dispatch() {
-	next := c.building
-	c.building = nil
+// commit gives Badger what was built, under the next seq, publishes it and
+// answers those who wait for it.
+func (c *committer) commit(next *commit) {
 	if err := c.e.failure(); err != nil {
 		next.answer(err)
 		return
 	}
+	next.started = time.Now()
+	c.busySince.Store(next.started.UnixNano())
 	seq := c.lastSeq + 1
-	err := next.txn.Set(storeKey(storeSeq), binary.BigEndian.AppendUint64(nil, uint64(seq)))
-	if x, ok := c.e.extents.toPersist(next.extent); ok && err == nil {
-		err = next.txn.Set(storeKey(storeExtent), binary.BigEndian.AppendUint32(nil, uint32(x)))
-		next.extent = x
-	}
+	err := c.write(seq, next)
+	c.busySince.Store(0)
 	if err != nil {
-		c.e.fail(fmt.Errorf("engine: build commit %d: %w", seq, err))
+		c.e.fail(fmt.Errorf("engine: commit %d: %w", seq, err))
 		next.answer(c.e.failure())
 		return
 	}
-	c.lastSeq, c.underWay = seq, next
-	next.started = time.Now()
-	c.busySince.Store(next.started.UnixNano())
-	// An error known at once comes through the callback as well.
-	_ = next.txn.CommitAt(uint64(seq), func(err error) { c.done <- err })
-}
-
-// finish publishes the commit under way and answers those who wait for it.
-func (c *committer) finish(err error) {
-	ended := c.underWay
-	c.underWay = nil
-	c.busySince.Store(0)
-	if err != nil {
-		c.e.fail(fmt.Errorf("engine: commit %d: %w", c.lastSeq, err))
-		ended.answer(c.e.failure())
-		return
-	}
-	c.e.extents.persisted(ended.extent)
-	for _, it := range ended.finished {
+	c.lastSeq = seq
+	c.e.extents.persisted(next.extent)
+	for _, it := range next.finished {
 		c.e.garbage.change(it.set.garbage, time.Now())
 	}
-	c.e.rows.commit(c.lastSeq, ended.parts) // Before visible moves: C1.
-	c.e.publish(c.lastSeq)
-	c.e.gc.sample(c.lastSeq, time.Now(), milestoneInterval)
-	c.e.metrics.committed(ended)
-	ended.answer(nil)
+	c.e.rows.commit(seq, next.parts) // Before visible moves: C1.
+	c.e.publish(seq)
+	c.e.gc.sample(seq, time.Now(), milestoneInterval)
+	c.e.metrics.committed(next)
+	next.answer(nil)
+}
+
+// write is the commit as one request to Badger, in order of key, each key
+// once: the last write of a key wins.
+func (c *committer) write(seq Seq, next *commit) error {
+	if next.ops > c.e.maxOps || next.sizeBytes > c.e.maxSizeBytes {
+		return fmt.Errorf("%d entries, %d bytes: the limits are %d, %d",
+			next.ops, next.sizeBytes, c.e.maxOps, c.e.maxSizeBytes)
+	}
+	keySizeBytes := reservedOps * 64
+	for _, p := range next.parts {
+		for _, o := range p.set.ops[p.from:p.to] {
+			c.writes = append(c.writes, write{p.set, o, len(c.writes)})
+			keySizeBytes += int(o.keyLen)
+		}
+	}
+	slices.SortFunc(c.writes, func(a, b write) int {
+		if d := bytes.Compare(a.set.key(a.op), b.set.key(b.op)); d != 0 {
+			return d
+		}
+		return a.order - b.order
+	})
+	b := c.badger
+	b.begin(len(c.writes)+reservedOps, keySizeBytes)
+	for i, w := range c.writes {
+		key := w.set.key(w.op)
+		if i+1 < len(c.writes) && bytes.Equal(key, c.writes[i+1].set.key(c.writes[i+1].op)) {
+			continue
+		}
+		switch w.op.kind {
+		case opErase, opRecordDelete:
+			b.add(seq, key, nil, 0, metaTxn|metaDelete)
+		case opMark, opImageMark:
+			b.add(seq, key, w.set.value(w.op), deleteMarkExpiry, metaTxn)
+		default:
+			b.add(seq, key, w.set.value(w.op), 0, metaTxn)
+		}
+	}
+	clear(c.writes)
+	c.writes = c.writes[:0]
+	b.add(seq, storeKey(storeSeq), binary.BigEndian.AppendUint64(nil, uint64(seq)), 0, metaTxn)
+	if x, ok := c.e.extents.toPersist(next.extent); ok {
+		b.add(seq, storeKey(storeExtent), binary.BigEndian.AppendUint32(nil, uint32(x)), 0,
+			metaTxn)
+		next.extent = x
+	}
+	return b.commit(seq)
 }
 
 func (ended *commit) answer(err error) {

@@ -106,7 +106,9 @@ func (e *Engine) open() error {
 		return err
 	}
 	e.maxOps, e.maxSizeBytes = commitLimits(e.opt.MemTableSizeBytes)
-	e.committer = newCommitter(e, found)
+	if e.committer, err = newCommitter(e, found); err != nil {
+		return err
+	}
 	e.rows = newRowCache(e.opt.RowCacheSizeBytes)
 	e.pins.init()
 	e.flusher.init()
