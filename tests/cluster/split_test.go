@@ -1,10 +1,15 @@
 package cluster
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
+	metapb "github.com/ridgekv/ridge/proto/ridge/meta/v1"
+	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 	"github.com/ridgekv/ridge/tests/harness"
 )
 
@@ -73,4 +78,81 @@ func TestSleptThroughSplit(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestMoveAwaitsSplit: a replica is moved away whose store was killed before its
+// range's last split and is started again as soon as the copy is there. The replica
+// learns of the split first, so that the child has all its replicas long before PD
+// would miss one.
+func TestMoveAwaitsSplit(t *testing.T) {
+	t.Parallel()
+	c := harness.New(t, harness.Options{Stores: 4})
+	kv := c.Client(t)
+	fill(t, kv, "k/", 600, 100)
+	harness.Must(t, c.AwaitReplicated(t.Context()))
+	h := hand{t: t, c: c}
+	h.quiet()
+	for i := range 3 {
+		key := fmt.Appendf(nil, "k/%08d", 500-100*i)
+		route, err := c.PD().GetRoute(t.Context(), key)
+		harness.Must(t, err)
+		r := route.GetRoute()
+		from, to := h.followerAndOutsider(r)
+		store, err := c.StoreAt(t.Context(), from)
+		harness.Must(t, err)
+		store.Kill()
+		harness.Must(t, c.Split(t.Context(), key))
+		harness.Must(t, harness.Eventually(t.Context(), 20*time.Second, "a move begins",
+			func(ctx context.Context) error {
+				out, err := c.Ridge(ctx, "", "range", "move", fmt.Sprint(r.GetRange().GetRangeId()),
+					"--from", fmt.Sprint(from), "--to", fmt.Sprint(to))
+				if err == nil && out.Code != 0 { // a child of the range is not born yet
+					err = errors.New(out.String())
+				}
+				return err
+			}))
+		h.eventually("the copy has a vote", func(now *pdpb.Route) error {
+			for _, p := range now.GetRange().GetReplicas() {
+				if p.GetStoreId() == to && p.GetRole() == metapb.Role_ROLE_VOTER {
+					return nil
+				}
+			}
+			return unless(same(now, r), now)
+		})
+		harness.Must(t, store.Start())
+		h.eventually("the move is done", func(now *pdpb.Route) error {
+			return unless(same(now, r) && slices.Contains(storesOf(now), from), now)
+		})
+	}
+	_, err := c.AwaitEqual(t.Context(), 20*time.Second)
+	harness.Must(t, err)
+}
+
+func same(a, b *pdpb.Route) bool {
+	return a.GetRange().GetRangeId() == b.GetRange().GetRangeId()
+}
+
+// unless is an error that names the members of r if it is not as it shall be.
+func unless(wrong bool, r *pdpb.Route) error {
+	if !wrong {
+		return nil
+	}
+	return fmt.Errorf("range %d has %v", r.GetRange().GetRangeId(), r.GetRange().GetReplicas())
+}
+
+// followerAndOutsider are a store with a replica of r that does not lead, and one
+// without.
+func (h hand) followerAndOutsider(r *pdpb.Route) (follower, outsider uint64) {
+	h.t.Helper()
+	for _, p := range h.c.Stores {
+		id, err := h.c.StoreID(h.t.Context(), p)
+		harness.Must(h.t, err)
+		switch {
+		case !slices.Contains(storesOf(r), id):
+			outsider = id
+		case id != r.GetLeader().GetStoreId():
+			follower = id
+		}
+	}
+	return follower, outsider
 }

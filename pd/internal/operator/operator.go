@@ -37,6 +37,9 @@ type Step struct {
 	ReplicaID, StoreID uint64
 	// Key is where to split; empty lets the store choose.
 	Key []byte
+	// Lost: the replica to remove is broken or its store is not heard, so nobody
+	// waits for it to learn of its range's splits.
+	Lost bool
 }
 
 // String renders the step as scripts and people see it.
@@ -188,7 +191,9 @@ func (s Step) Orders(o *Operator, r *topology.Range) map[uint64]*pdpb.Order {
 		}})
 	case Remove:
 		add(leader, &pdpb.Order{Step: &pdpb.Order_RemoveReplica{
-			RemoveReplica: &pdpb.RemoveReplica{ReplicaId: s.ReplicaID, StoreId: s.StoreID},
+			RemoveReplica: &pdpb.RemoveReplica{
+				ReplicaId: s.ReplicaID, StoreId: s.StoreID, AwaitSplits: !s.Lost,
+			},
 		}})
 	case Split:
 		add(leader, &pdpb.Order{Step: &pdpb.Order_Split{

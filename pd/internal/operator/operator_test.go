@@ -296,3 +296,17 @@ func TestLimits(t *testing.T) {
 		t.Fatalf("%d in flight", n)
 	}
 }
+
+// TestLostAreNotAwaited: what is removed learns of its range's splits first, unless
+// it cannot.
+func TestLostAreNotAwaited(t *testing.T) {
+	w := newWorld(t)
+	for _, lost := range []bool{false, true} {
+		o := w.admit(Step{Kind: Remove, ReplicaID: 1, StoreID: 1, Lost: lost})
+		orders, _ := w.Advance(w.find, always, w.now)
+		if got := orders[1][0].GetRemoveReplica().GetAwaitSplits(); got == lost {
+			t.Errorf("lost: %t, awaits splits: %t", lost, got)
+		}
+		w.Cancel(o.ID)
+	}
+}

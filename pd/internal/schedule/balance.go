@@ -94,7 +94,7 @@ func (p *Planner) settled(r *topology.Range) bool {
 	want := p.aimOf(r)
 	for _, m := range r.Range.GetReplicas() {
 		if m.GetRole() != metapb.Role_ROLE_VOTER || !alive(p.v, r, m) ||
-			r.Health(m.GetReplicaId()).GetLagging() {
+			r.Health(m.GetReplicaId()).GetLagging() || !r.Word(m.GetReplicaId()).Held() {
 			return false
 		}
 	}

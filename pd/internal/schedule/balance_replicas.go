@@ -19,6 +19,7 @@ const maxTargets = 8
 // balanceReplicas moves replicas from the fullest stores to the emptiest, by
 // what they weigh for their share of the disks.
 func (p *Planner) balanceReplicas(up []*seat, out *Plan) {
+	p.allFull(up, out)
 	done := map[uint64]bool{}
 	for len(done) < len(up) {
 		from := most(up, func(s *seat) float64 {
@@ -76,8 +77,65 @@ func (p *Planner) giveReplica(from *seat, up []*seat, out *Plan) bool {
 		return p.propose(byReplicas.operator(fmt.Sprintf("store %d has %s, store %d has %s",
 			from.id, inBytes(from.fullness()), to.id, inBytes(to.fullness())), steps), r, out)
 	}
+	if full := p.tooFull(from, up, gap); len(targets) == 0 && len(full) > 0 {
+		out.Verdicts = append(out.Verdicts, Verdict{
+			StoreID: from.id, By: ByReplicas,
+			Reason: fmt.Sprintf("has %s, and the disks of all stores that have less are too full: %s",
+				inBytes(from.fullness()), disks(full)),
+			Remedy: p.roomRemedy(),
+		})
+		return false
+	}
 	p.stuck(from, targets, refused, out)
 	return false
+}
+
+// allFull says that no store may be given a replica, if it is for want of disk: then
+// nothing is moved, however unevenly the stores are filled.
+func (p *Planner) allFull(up []*seat, out *Plan) {
+	if slices.ContainsFunc(up, func(s *seat) bool { return s.low || !p.nearlyFull(s) }) {
+		return
+	}
+	out.Verdicts = append(out.Verdicts, Verdict{
+		By: ByReplicas, Reason: "no replica is moved: all disks are too full: " + disks(up),
+		Remedy: p.roomRemedy(),
+	})
+}
+
+// tooFull are the stores that have less than from and would be given of it, were it
+// not for their disks. It is nobody when all are: that was said.
+func (p *Planner) tooFull(from *seat, up []*seat, gap float64) []*seat {
+	if p.over(from) || !slices.ContainsFunc(up, func(s *seat) bool { return !p.nearlyFull(s) }) {
+		return nil
+	}
+	w := from.weight / float64(max(1, from.replicas))
+	return slices.DeleteFunc(slices.Clone(up), func(s *seat) bool {
+		return s == from || !p.nearlyFull(s) || from.fullness()-s.fullness() <= gap ||
+			from.fullness()-w/from.share < s.fullness()+w/s.share
+	})
+}
+
+// nearlyFull reports whether balancing gives a store nothing more because of its disk.
+func (p *Planner) nearlyFull(s *seat) bool {
+	return p.v.HighWaterPercent > 0 && s.usedPercent >= p.v.HighWaterPercent-lowGap
+}
+
+// disks tells how full a few disks are.
+func disks(seats []*seat) string {
+	const most = 8
+	var parts []string
+	for _, s := range seats[:min(most, len(seats))] {
+		parts = append(parts, fmt.Sprintf("store %d %d %%", s.id, s.usedPercent))
+	}
+	if len(seats) > most {
+		parts = append(parts, fmt.Sprintf("%d more", len(seats)-most))
+	}
+	return strings.Join(parts, ", ")
+}
+
+func (p *Planner) roomRemedy() string {
+	return fmt.Sprintf("balancing fills a disk to %d %%, %d below high_water_percent: "+
+		"add a store or a larger disk, or raise it", p.v.HighWaterPercent-lowGap, lowGap)
 }
 
 // stuck says why nothing moves off a store although it is fuller than others.
@@ -148,6 +206,8 @@ func (p *Planner) immovable(
 		return "too large a step"
 	case on(r, to.id) != nil:
 		return "the emptier store has one"
+	case p.unbegun(r):
+		return "a store has not begun its replica of the range"
 	case p.f.Busy(r.Range.GetRangeId()) || !p.settled(r):
 		return "another change is under way, or its range is not well"
 	case want.rule != nil && !to.store.Fulfils(want.rule.GetConstraints()):
@@ -167,6 +227,14 @@ func (p *Planner) immovable(
 		Steps:  []operator.Step{{Kind: operator.AddLearner, StoreID: to.id}},
 	}
 	return p.mustWait(&op, r).Reason
+}
+
+// unbegun reports whether the range is the child of a split that a store has yet to
+// apply.
+func (p *Planner) unbegun(r *topology.Range) bool {
+	return slices.ContainsFunc(r.Range.GetReplicas(), func(m *metapb.Replica) bool {
+		return unbegun(p.v, r, m) != ""
+	})
 }
 
 // inBytes renders a weight for people.

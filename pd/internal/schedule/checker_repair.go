@@ -223,6 +223,7 @@ func (p *Planner) removal(r *topology.Range, s replicas, m *metapb.Replica) []op
 	}
 	return append(steps, operator.Step{
 		Kind: operator.Remove, ReplicaID: m.GetReplicaId(), StoreID: m.GetStoreId(),
+		Lost: !counts(p.v, r, m),
 	})
 }
 
@@ -246,6 +247,9 @@ func (p *Planner) anyOther(r *topology.Range, voters []*metapb.Replica) *metapb.
 	rule := p.aimOf(r).rule
 	var best *metapb.Replica
 	better := func(a, b *metapb.Replica) bool {
+		if x, y := r.Word(a.GetReplicaId()).Held(), r.Word(b.GetReplicaId()).Held(); x != y {
+			return x
+		}
 		if x, y := p.preferred(rule, a), p.preferred(rule, b); x != y {
 			return x
 		}

@@ -33,6 +33,8 @@ func Condition(v topology.View, r *topology.Range) []string {
 			out = append(out, why)
 		case v.Silent(v.Store(m.GetStoreId())):
 			out = append(out, fmt.Sprintf("store %d is silent", m.GetStoreId()))
+		case unbegun(v, r, m) != "":
+			out = append(out, unbegun(v, r, m)+" yet, and the range stays as it is until then")
 		case r.Health(m.GetReplicaId()).GetLagging():
 			out = append(out, fmt.Sprintf("the replica on store %d lags behind", m.GetStoreId()))
 		}

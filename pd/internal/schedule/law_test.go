@@ -198,3 +198,41 @@ func BenchmarkPass(b *testing.B) {
 		}
 	}
 }
+
+// Law P12: who goes learns of its range's splits first, unless it is lost: nobody
+// waits for it then.
+func TestOnlyTheLostAreNotAwaited(t *testing.T) {
+	store := func(id uint64, state metapb.StoreState, silence time.Duration) *topology.Store {
+		return &topology.Store{
+			Store: &metapb.Store{StoreId: id, State: state}, Stats: &pdpb.StoreStats{},
+			Heard: now.Add(-silence),
+		}
+	}
+	up, leaving := metapb.StoreState_STORE_STATE_UP, metapb.StoreState_STORE_STATE_LEAVING
+	v := topology.View{
+		Now: now, DownAfter: 5 * time.Minute, SilentAfter: 5 * time.Second,
+		MissingAfter: time.Minute, Replicas: 3, Stores: []*topology.Store{
+			store(1, up, 0), store(2, up, 0), store(3, leaving, 0), store(4, up, 0),
+			store(5, up, time.Hour), store(6, metapb.StoreState_STORE_STATE_GONE, time.Hour),
+			store(7, up, 20*time.Second),
+		},
+	}
+	for line, lost := range map[string]bool{
+		"range 7 voters=1,2,3 leader=1":            false,
+		"range 7 voters=1,2,5 leader=1":            true,
+		"range 7 voters=1,2,6 leader=1":            true,
+		"range 7 voters=1,2,4 leader=1 sick=4":     true,
+		"range 7 voters=1,2,4 leader=1 poisoned=4": true,
+		"range 7 voters=1,2,4 leader=1 lost=4":     true,
+		"range 7 voters=1,2,4,7 leader=1":          true,
+	} {
+		op, why := planFor(v).Check(readRange(t, line))
+		if op == nil {
+			t.Errorf("%s: nothing: %s", line, why)
+			continue
+		}
+		if last := op.Steps[len(op.Steps)-1]; last.Kind != operator.Remove || last.Lost != lost {
+			t.Errorf("%s: %s, lost: %t, want %t", line, op, last.Lost, lost)
+		}
+	}
+}

@@ -91,7 +91,7 @@ func MoveReplica(v topology.View, r *topology.Range, m ManualMove) (*operator.Op
 		Kind: operator.Remove, ReplicaID: from.GetReplicaId(), StoreID: m.From,
 	})
 	if held := feasible(v, r, v.Voters(r), op.Steps); held != "" {
-		return nil, refuse(RefusedState, "wait until its other replicas are well", "range %d: %s",
+		return nil, refuse(RefusedState, "wait until its replicas are well", "range %d: %s",
 			m.RangeID, held)
 	}
 	return op, nil

@@ -34,10 +34,30 @@ func unfit(v topology.View, r *topology.Range, m *metapb.Replica) string {
 	return ""
 }
 
+// counts reports whether m is taken for a copy that serves, now or soon: its
+// store is heard, and neither down nor gone.
+func counts(v topology.View, r *topology.Range, m *metapb.Replica) bool {
+	state := v.State(v.Store(m.GetStoreId()))
+	return alive(v, r, m) && state != metapb.StoreState_STORE_STATE_DOWN &&
+		state != metapb.StoreState_STORE_STATE_GONE
+}
+
+// unbegun says that a voter which counts is not held by its store yet, as far as
+// is known: the child of a split, on a store that has not applied the split.
+func unbegun(v topology.View, r *topology.Range, m *metapb.Replica) string {
+	if m.GetRole() != metapb.Role_ROLE_VOTER || r.Word(m.GetReplicaId()).Held() ||
+		!counts(v, r, m) {
+		return ""
+	}
+	return fmt.Sprintf("store %d has not begun its replica", m.GetStoreId())
+}
+
 // Allow says why a step must wait; empty when it may be taken.
 //
 // Law P4: no step leaves a range without a majority of live voters, nor with a
 // smaller margin than it has, unless that is the margin of a full set.
+//
+// Law P12: no replica goes before its store has begun it, unless it is lost.
 func Allow(v topology.View, r *topology.Range, s operator.Step) string {
 	if s.Kind != operator.Remove && s.StoreID != 0 && v.Silent(v.Store(s.StoreID)) {
 		return fmt.Sprintf("store %d is silent", s.StoreID)
@@ -48,6 +68,11 @@ func Allow(v topology.View, r *topology.Range, s operator.Step) string {
 func allow(
 	v topology.View, r *topology.Range, full int, members []*metapb.Replica, s operator.Step,
 ) string {
+	if m := r.Replica(s.ReplicaID); s.Kind == operator.Remove && m != nil {
+		if why := unbegun(v, r, m); why != "" {
+			return why + ", and must learn of the range's splits first"
+		}
+	}
 	before := count(v, r, members)
 	after := count(v, r, apply(members, s))
 	if after == before || after.margin() >= max(0, min(before.margin(), (full-1)/2)) {

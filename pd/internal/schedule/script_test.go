@@ -24,7 +24,7 @@ var now = time.Unix(1_700_000_000, 0)
 
 // TestScripts runs testdata/*.txt. Run with -rewrite to accept what it prints.
 //
-//	stores [replicas=3] [split=1000] [load=0]    one store per line: id state [since=] [disk=] [ranges=]
+//	stores [replicas=3] [split=1000] [load=0]    one store per line: id state [since=] [disk=] [ranges=] [full=percent]
 //	rule id=x [voters=3] [in=zone:a] [lead=zone:a]    of the whole key space
 //	check                               one range per line; prints what is wanted
 //	settle                              one range; plans are carried out until none is left
@@ -198,6 +198,8 @@ func readStores(t *testing.T, d *datadriven.TestData) topology.View {
 				s.Stats.RangeCount = number(t, value)
 			case "new":
 				s.Stats = nil
+			case "full":
+				s.Stats.CapacityBytes, s.Stats.AvailableBytes = 1000, 1000-10*number(t, value)
 			case "zone", "ssd":
 				if s.Store.Labels == nil {
 					s.Store.Labels = map[string]string{}
@@ -245,8 +247,9 @@ func number(t *testing.T, s string) uint64 {
 }
 
 // readRange reads "range 7 voters=1,2 learners=3 leader=1 size=5 poisoned=2
-// missing=2 lost=2 lagging=3 unborn silent since=1h load=9 halved-at=k hot=k:60". Replicas are named by
-// their stores; missing is by the leader's word, lost by that of the store.
+// missing=2 lost=2 unlisted=2 lagging=3 unborn silent since=1h load=9 halved-at=k hot=k:60". Replicas are named by
+// their stores; missing is by the leader's word, lost by that of the store;
+// unlisted: the store has not named it yet.
 func readRange(t *testing.T, line string) *topology.Range {
 	words := strings.Fields(line)
 	if len(words) < 2 || words[0] != "range" {
@@ -329,6 +332,10 @@ func readWord(t *testing.T, r *topology.Range, key, value string, ids []uint64) 
 			r.Words = append(r.Words, topology.Word{
 				ReplicaID: 100 + id, MissingFrom: now.Add(-age), MissingTo: now,
 			})
+		}
+	case "unlisted":
+		for _, id := range ids {
+			r.Words = append(r.Words, topology.Word{ReplicaID: 100 + id, Unlisted: true})
 		}
 	case "sick":
 		for _, id := range ids {

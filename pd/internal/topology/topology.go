@@ -47,10 +47,16 @@ type Range struct {
 type Word struct {
 	ReplicaID uint64
 	Poisoned  bool
+	// Unlisted: no list of the store has named the replica since the range became
+	// known. The child of a split is late on a store that lags behind.
+	Unlisted bool
 	// MissingFrom and MissingTo are the first and the last complete list of the
 	// store that lacked the replica; zero when it holds it.
 	MissingFrom, MissingTo time.Time
 }
+
+// Held reports whether the store holds the replica, as far as its lists tell.
+func (w Word) Held() bool { return !w.Unlisted && w.MissingFrom.IsZero() }
 
 // Route renders r for clients.
 func (r *Range) Route() *pdpb.Route {
@@ -118,6 +124,9 @@ type Topology struct {
 		// members are the ids of the ranges that have a member on a store, so that
 		// what a store says costs what it holds, not what all hold.
 		members map[uint64]map[uint64]struct{}
+		// early are replicas that stores hold of ranges that are not known, by store
+		// and range: the list of a follower may come before the leader's report.
+		early map[uint64]map[uint64]uint64
 		// dirty ranges are not yet persisted; dropped ones are to be forgotten.
 		dirty    map[uint64]bool
 		dropped  map[uint64]bool
@@ -135,6 +144,7 @@ func New(now time.Time, stores []*pdpb.StoreRecord, ranges []*metapb.Range) *Top
 	})
 	t.mu.stores = map[uint64]*Store{}
 	t.mu.members = map[uint64]map[uint64]struct{}{}
+	t.mu.early = map[uint64]map[uint64]uint64{}
 	t.mu.dirty, t.mu.dropped = map[uint64]bool{}, map[uint64]bool{}
 	t.mu.changed = make(chan struct{})
 	for _, s := range stores {
@@ -221,9 +231,14 @@ func (t *Topology) Report(p *pdpb.RangeReport, now time.Time) bool {
 		if old.Leader.GetTerm() > p.GetLeader().GetTerm() {
 			return false // a deposed leader that does not know it yet
 		}
+	} else {
+		next.Words = t.unlistedLocked(r, p.GetLeader().GetStoreId())
 	}
 	if !t.putLocked(next) {
 		return false
+	}
+	if old == nil {
+		t.forgetEarlyLocked(r)
 	}
 	p.Range = next.Range // not kept twice: at a million ranges that is a third of the map
 	if old == nil || old.Range != next.Range || !sameLeader(old.Leader, next.Leader) {
@@ -266,6 +281,7 @@ func (t *Topology) putLocked(r *Range) bool {
 	for _, o := range t.overlapsLocked(span, noLimit) {
 		t.mu.spans.Delete(o)
 		t.leaveLocked(o.Range)
+		t.keepListedLocked(o) // a child that is told before its parent drops it for a moment
 		delete(t.mu.ranges, o.Range.GetRangeId())
 		t.mu.dropped[o.Range.GetRangeId()] = true
 	}

@@ -411,6 +411,62 @@ func TestWords(t *testing.T) {
 	}
 }
 
+// TestUnlisted: a replica of a range that becomes known is held once its store has
+// named it, be that before the leader's report or after.
+func TestUnlisted(t *testing.T) {
+	topo := New(epoch, nil, []*metapb.Range{describe(1, 5, 1, "", "", 1, 2, 3)})
+	held := func(rangeID uint64) (out []uint64) {
+		for _, m := range topo.Range(rangeID).Range.GetReplicas() {
+			if topo.Range(rangeID).Word(m.GetReplicaId()).Held() {
+				out = append(out, m.GetStoreId())
+			}
+		}
+		return out
+	}
+	expect := func(when string, rangeID uint64, want ...uint64) {
+		t.Helper()
+		if got := held(rangeID); !slices.Equal(got, want) {
+			t.Fatalf("%s: range %d is held by %v, want %v", when, rangeID, got, want)
+		}
+	}
+	has := func(rangeID, replicaID uint64) *pdpb.LocalReplica {
+		return &pdpb.LocalReplica{RangeId: rangeID, ReplicaId: replicaID}
+	}
+	expect("remembered", 1, 1, 2, 3)
+	topo.Report(report(describe(1, 5, 1, "", "", 1, 2, 3), 1), epoch)
+	// The child's follower on store 3 is named before its leader's report, which comes
+	// before that of the parent.
+	topo.HeardReplicas(3, []*pdpb.LocalReplica{has(2, 23)}, false, epoch)
+	topo.Report(report(describe(2, 5, 2, "m", "", 1, 2, 3), 1), epoch)
+	expect("split", 2, 1, 3)
+	if topo.Range(1) != nil {
+		t.Fatal("the parent overlaps its child")
+	}
+	topo.Report(report(describe(1, 5, 2, "", "m", 1, 2, 3), 1), epoch)
+	expect("split", 1, 1, 2, 3)
+	topo.Report(report(describe(2, 5, 2, "m", "", 1, 2, 3), 2), epoch) // words outlive reports
+	topo.HeardReplicas(2, []*pdpb.LocalReplica{has(1, 12)}, true, epoch)
+	expect("store 2 lags behind", 2, 1, 3)
+	topo.HeardReplicas(2, []*pdpb.LocalReplica{has(2, 22)}, false, epoch)
+	expect("store 2 has begun", 2, 1, 2, 3)
+	// What was named early is forgotten when the store does not name it again.
+	topo.HeardReplicas(3, []*pdpb.LocalReplica{has(3, 33)}, false, epoch)
+	topo.HeardReplicas(3, []*pdpb.LocalReplica{has(1, 13), has(2, 23)}, true, epoch)
+	topo.Report(report(describe(3, 5, 3, "t", "", 1, 2, 3), 1), epoch)
+	expect("gone again", 3, 1)
+}
+
+// TestEarlyIsBounded: a store may name any number of ranges that are not known.
+func TestEarlyIsBounded(t *testing.T) {
+	topo := New(epoch, nil, nil)
+	for i := range uint64(maxEarly + 10) {
+		topo.HeardReplicas(2, []*pdpb.LocalReplica{{RangeId: i + 1, ReplicaId: i + 1}}, false, epoch)
+	}
+	if n := len(topo.mu.early[2]); n != maxEarly {
+		t.Fatalf("%d are remembered, want %d", n, maxEarly)
+	}
+}
+
 // TestMuchToPersist: a large change is written down in several entries.
 func TestMuchToPersist(t *testing.T) {
 	topo := New(epoch, nil, nil)

@@ -16,11 +16,18 @@ func (t *Topology) HeardReplicas(
 ) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if complete {
+		delete(t.mu.early, storeID)
+	}
 	held := make(map[uint64]uint64, len(replicas))
 	for _, p := range replicas {
 		held[p.GetRangeId()] = p.GetReplicaId()
 		r := t.mu.ranges[p.GetRangeId()]
-		if r == nil || r.Replica(p.GetReplicaId()).GetStoreId() != storeID {
+		if r == nil {
+			t.noteEarlyLocked(storeID, p.GetRangeId(), p.GetReplicaId())
+			continue
+		}
+		if r.Replica(p.GetReplicaId()).GetStoreId() != storeID {
 			continue
 		}
 		t.sayLocked(r, Word{ReplicaID: p.GetReplicaId(), Poisoned: p.GetPoisoned()})
@@ -40,6 +47,49 @@ func (t *Topology) HeardReplicas(
 			}
 			w.MissingTo = now
 			t.sayLocked(r, w)
+		}
+	}
+}
+
+// maxEarly bounds the early replicas of one store. One beyond it counts as unlisted
+// until the next list.
+const maxEarly = 4096
+
+func (t *Topology) noteEarlyLocked(storeID, rangeID, replicaID uint64) {
+	ids := t.mu.early[storeID]
+	if ids == nil {
+		ids = map[uint64]uint64{}
+		t.mu.early[storeID] = ids
+	}
+	if _, known := ids[rangeID]; known || len(ids) < maxEarly {
+		ids[rangeID] = replicaID
+	}
+}
+
+// unlistedLocked are the words about a range that becomes known by the report of
+// a leader: whom no store has named yet, but for the leader itself.
+func (t *Topology) unlistedLocked(r *metapb.Range, leader uint64) []Word {
+	var out []Word
+	for _, m := range r.GetReplicas() {
+		early := t.mu.early[m.GetStoreId()]
+		if m.GetStoreId() != leader && early[r.GetRangeId()] != m.GetReplicaId() {
+			out = append(out, Word{ReplicaID: m.GetReplicaId(), Unlisted: true})
+		}
+	}
+	return out
+}
+
+func (t *Topology) forgetEarlyLocked(r *metapb.Range) {
+	for _, m := range r.GetReplicas() {
+		delete(t.mu.early[m.GetStoreId()], r.GetRangeId())
+	}
+}
+
+// keepListedLocked remembers which replicas of a range that is dropped are held.
+func (t *Topology) keepListedLocked(r *Range) {
+	for _, m := range r.Range.GetReplicas() {
+		if r.Word(m.GetReplicaId()).Held() {
+			t.noteEarlyLocked(m.GetStoreId(), r.Range.GetRangeId(), m.GetReplicaId())
 		}
 	}
 }

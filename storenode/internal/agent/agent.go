@@ -65,6 +65,12 @@ type Leaseholder interface {
 	Stats(rangeID uint64) evaluate.Stats
 }
 
+// Pipeline is what the agent needs of what the leaseholder has proposed.
+type Pipeline interface {
+	// Settled returns when all of it is decided, and applied here.
+	Settled(ctx context.Context, rangeID uint64) error
+}
+
 // Sampler tells where in its span the load of a range falls.
 type Sampler interface {
 	LoadOf(rangeID uint64) evaluate.Load
@@ -73,6 +79,7 @@ type Sampler interface {
 // Evaluator is all of evaluate that the agent uses.
 type Evaluator interface {
 	Leaseholder
+	Pipeline
 	Sampler
 }
 

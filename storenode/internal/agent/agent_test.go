@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,6 +39,8 @@ type fakeHost struct {
 	config  uint64
 	leader  raft.Leader
 	suspect map[uint64]bool
+	// settle is what happens until all is decided.
+	settle func() error
 	// block holds calls until it is closed.
 	block chan struct{}
 }
@@ -135,34 +138,64 @@ func (f fakeLeaseholder) PrepareTransfer(context.Context, uint64) error {
 	return f.host.call("prepare")
 }
 
+func (f fakeLeaseholder) Settled(context.Context, uint64) error {
+	if f.host.settle == nil {
+		return nil
+	}
+	return f.host.settle()
+}
+
 func (f fakeLeaseholder) Leaseholder(uint64) bool { return true }
 
 func (f fakeLeaseholder) LoadOf(uint64) evaluate.Load { return evaluate.Load{} }
 
 func (f fakeLeaseholder) Stats(uint64) evaluate.Stats { return evaluate.Stats{ReadOps: 3} }
 
-// peer is the StoreService of store 2: its replica 2 follows closely.
+// peer is the StoreService of store 2.
 type peer struct {
 	storepb.UnimplementedStoreServiceServer
+	// status tells how replica 2 is at the n-th question: nil when it is not there.
+	status func(n int64) (*storepb.ReplicaStatus, error)
+	asked  *atomic.Int64
 }
 
-func (peer) ListReplicas(
+func (p peer) ListReplicas(
 	context.Context, *storepb.ListReplicasRequest,
 ) (*storepb.ListReplicasResponse, error) {
-	return &storepb.ListReplicasResponse{Replicas: []*storepb.ReplicaStatus{
-		{ReplicaId: 2, State: "normal", AppliedIndex: 30},
-	}}, nil
+	s, err := p.status(p.asked.Add(1))
+	out := &storepb.ListReplicasResponse{}
+	if s != nil {
+		out.Replicas = []*storepb.ReplicaStatus{s}
+	}
+	return out, err
 }
 
-// meetPeer lets a reach store 2.
-func meetPeer(t *testing.T, a *Agent) {
+// replicaTwo is replica 2 when it follows closely, at a span epoch.
+func replicaTwo(spanEpoch uint64) *storepb.ReplicaStatus {
+	return &storepb.ReplicaStatus{
+		ReplicaId: 2, State: "normal", AppliedIndex: 30,
+		Range: &metapb.Range{RangeId: 1, Epoch: &metapb.Epoch{Config: 20, Span: spanEpoch}},
+	}
+}
+
+// meetPeer lets a reach store 2, whose replica 2 follows closely.
+func meetPeer(t *testing.T, a *Agent) *atomic.Int64 {
 	t.Helper()
+	return meet(t, a, func(int64) (*storepb.ReplicaStatus, error) { return replicaTwo(4), nil })
+}
+
+// meet lets a reach store 2, and counts the questions.
+func meet(
+	t *testing.T, a *Agent, status func(int64) (*storepb.ReplicaStatus, error),
+) *atomic.Int64 {
+	t.Helper()
+	asked := &atomic.Int64{}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	server := grpc.NewServer()
-	storepb.RegisterStoreServiceServer(server, peer{})
+	storepb.RegisterStoreServiceServer(server, peer{status: status, asked: asked})
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = server.Serve(l) })
 	a.d.Pool = storeclient.New(storeclient.Options{})
@@ -175,6 +208,7 @@ func meetPeer(t *testing.T, a *Agent) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return asked
 }
 
 // newTestAgent is an agent over a real engine and catalog with range 1 in them.

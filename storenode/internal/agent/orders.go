@@ -29,7 +29,7 @@ var (
 	errStale        = errors.New("agent: order of another epoch")
 	errNotHere      = errors.New("agent: no such replica here")
 	errUnsplittable = errors.New("agent: nothing to split")
-	errBehind       = errors.New("agent: the heir is behind")
+	errBehind       = errors.New("agent: the replica is behind")
 	errUnknown      = errors.New("agent: unknown order")
 )
 
@@ -143,11 +143,18 @@ func (a *Agent) changeMembers(ctx context.Context, o *pdpb.Order) error {
 			return host.Promote(ctx, id, p.GetReplicaId(), p.GetStoreId(), config)
 		}
 	case *pdpb.Order_RemoveReplica:
-		p := s.RemoveReplica
-		if find(members, p.GetReplicaId()) == nil {
+		p := find(members, s.RemoveReplica.GetReplicaId())
+		if p == nil {
 			return errDone
 		}
-		change = func() error { return host.RemoveReplica(ctx, id, p.GetReplicaId(), config) }
+		change = func() error {
+			if s.RemoveReplica.GetAwaitSplits() {
+				if err := a.awaitSplits(ctx, id, p); err != nil {
+					return err
+				}
+			}
+			return host.RemoveReplica(ctx, id, p.GetReplicaId(), config)
+		}
 	default:
 		return errUnknown
 	}

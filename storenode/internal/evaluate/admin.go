@@ -221,6 +221,19 @@ func (w *worker) launchSplit(j *job, st *catalog.State, m *logpb.Split) {
 	w.launchMessage(f, st, m)
 }
 
+// Settled returns when this store holds the lease and nothing that it proposed is
+// in flight. Then the state here shows every split in the log: those of former
+// leaseholders precede the lease's own entry or are refused.
+func (ev *Evaluator) Settled(ctx context.Context, rangeID uint64) error {
+	w, err := ev.leading(rangeID)
+	if err != nil {
+		return err
+	}
+	j := newJob(true)
+	j.begin = func(time.Time, *catalog.State) { j.finish(nil) }
+	return w.do(ctx, j)
+}
+
 // Checksum asks every replica of the range to compute its checksum. It returns
 // when the entry is applied here; the sums come with the replicas' reports.
 func (ev *Evaluator) Checksum(ctx context.Context, rangeID uint64) error {

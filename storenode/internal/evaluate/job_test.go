@@ -2,10 +2,13 @@ package evaluate
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/ridgekv/ridge/proto/errs"
+	"github.com/ridgekv/ridge/storenode/internal/apply"
 	"github.com/ridgekv/ridge/storenode/internal/catalog"
 )
 
@@ -36,5 +39,49 @@ func TestForgottenJobDoesNotBegin(t *testing.T) {
 	s.mustPut("a", "b")
 	if begun.Load() {
 		t.Error("it began after its caller had gone")
+	}
+}
+
+// TestSettled: once it has returned, no split that was proposed before takes place,
+// even one whose caller was told that nobody knows.
+func TestSettled(t *testing.T) {
+	for name, late := range map[string]bool{"applied": false, "in the log too late": true} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t, 2)
+			c.lead(rangeOne, 1)
+			s := c.stores[0]
+			s.mustPut("a", "b")
+			tries := 0
+			c.setScript(func(_, _ uint64, e apply.Entry) action {
+				if e.Kind == apply.KindSplit {
+					if tries++; tries == 1 || late {
+						return limbo
+					}
+				}
+				return deliver
+			})
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+			defer cancel()
+			_, _, err := s.ev.Split(ctx, rangeOne, []byte("m"), c.child(2, 11, 12))
+			if _, ok := errors.AsType[errs.UnknownOutcome](err); !ok {
+				t.Fatalf("the outcome of the split should be unknown: %v", err)
+			}
+			if err := s.ev.Settled(t.Context(), rangeOne); err != nil {
+				t.Fatal(err)
+			}
+			r, _ := s.catalog.Replica(rangeOne)
+			settled := r.State().SpanEpoch()
+			if late != (settled == 1) {
+				t.Errorf("settled at span epoch %d", settled)
+			}
+			c.releaseLimbo(rangeOne, nil)
+			s.mustPut("a", "c")
+			if now := r.State().SpanEpoch(); now != settled {
+				t.Errorf("span epoch %d, it was settled at %d", now, settled)
+			}
+			if err := c.stores[1].ev.Settled(t.Context(), rangeOne); err == nil {
+				t.Error("settled where another store leads")
+			}
+		})
 	}
 }

@@ -2563,9 +2563,12 @@ func (x *Promote) GetStoreId() uint64 {
 }
 
 type RemoveReplica struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ReplicaId     uint64                 `protobuf:"varint,1,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
-	StoreId       uint64                 `protobuf:"varint,2,opt,name=store_id,json=storeId,proto3" json:"store_id,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	ReplicaId uint64                 `protobuf:"varint,1,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
+	StoreId   uint64                 `protobuf:"varint,2,opt,name=store_id,json=storeId,proto3" json:"store_id,omitempty"`
+	// await_splits: the replica is taken for well, so it goes only when it has
+	// applied every split of its range. One that is lost or broken is not awaited.
+	AwaitSplits   bool `protobuf:"varint,3,opt,name=await_splits,json=awaitSplits,proto3" json:"await_splits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2612,6 +2615,13 @@ func (x *RemoveReplica) GetStoreId() uint64 {
 		return x.StoreId
 	}
 	return 0
+}
+
+func (x *RemoveReplica) GetAwaitSplits() bool {
+	if x != nil {
+		return x.AwaitSplits
+	}
+	return false
 }
 
 type TransferLeader struct {
@@ -4932,11 +4942,12 @@ const file_ridge_pd_v1_pd_proto_rawDesc = "" +
 	"\aPromote\x12\x1d\n" +
 	"\n" +
 	"replica_id\x18\x01 \x01(\x04R\treplicaId\x12\x19\n" +
-	"\bstore_id\x18\x02 \x01(\x04R\astoreId\"I\n" +
+	"\bstore_id\x18\x02 \x01(\x04R\astoreId\"l\n" +
 	"\rRemoveReplica\x12\x1d\n" +
 	"\n" +
 	"replica_id\x18\x01 \x01(\x04R\treplicaId\x12\x19\n" +
-	"\bstore_id\x18\x02 \x01(\x04R\astoreId\"J\n" +
+	"\bstore_id\x18\x02 \x01(\x04R\astoreId\x12!\n" +
+	"\fawait_splits\x18\x03 \x01(\bR\vawaitSplits\"J\n" +
 	"\x0eTransferLeader\x12\x1d\n" +
 	"\n" +
 	"replica_id\x18\x01 \x01(\x04R\treplicaId\x12\x19\n" +
