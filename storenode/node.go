@@ -251,7 +251,7 @@ func (n *node) startRaft(ctx context.Context) error {
 		StoreID: n.ident.GetStoreId(), ListenAddress: n.o.RaftListenAddress,
 		AdvertiseAddress: n.o.RaftAddress, Resolve: n.book.Resolve, Tick: n.o.Tick,
 		ExecShards: n.o.ExecShards, LogShards: n.o.LogShards, LogKind: n.o.LogKind,
-		IntakeBytes: uint64(budget.Intake), SendQueueBytes: uint64(budget.SendQueue),
+		IntakeBytes: uint64(budget.intakeBytes()), SendQueueBytes: uint64(budget.SendQueue),
 		Logger: n.o.Logger, Registerer: n.o.Registerer,
 	}
 	if t := n.o.TLS; t != nil {

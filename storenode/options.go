@@ -101,16 +101,17 @@ type TLSFiles struct {
 // EngineOptions override what follows from the memory budget.
 type EngineOptions struct {
 	// MemTableSizeBytes is the size of one memtable. Default: 64 MiB from
-	// 1 GiB of memory on, else 32 MiB, the least that is accepted.
+	// 4 GiB of memory on, else 32 MiB, the least that is accepted. Tables are
+	// larger, and fewer, from 64 MiB on.
 	MemTableSizeBytes int64
-	// NumMemtables is how many memtables may wait. Default: what a third of the
+	// NumMemtables is how many memtables may wait. Default: what a fifth of the
 	// memory holds, 1 to 5. Fewer means that writes wait sooner for the disk.
 	NumMemtables int
 	// BlockCacheSizeBytes is the read cache. Default: what the other parts of the
 	// memory budget leave.
 	BlockCacheSizeBytes int64
 	// RowCacheSizeBytes is the cache of rows that answers point reads. Default:
-	// an eighth of the memory budget, a 32nd below 512 MiB. Negative: none.
+	// a tenth of the memory budget, a 32nd below 512 MiB. Negative: none.
 	RowCacheSizeBytes int64
 	// IndexCacheSizeBytes is unused without encryption. Default: the engine's.
 	IndexCacheSizeBytes int64
@@ -159,7 +160,7 @@ func setDefault[T comparable](p *T, v T) {
 }
 
 func (o Options) engineOptions() engine.Options {
-	dirs := o.directories()
+	dirs, tables := o.directories(), o.Engine.tableShape()
 	return engine.Options{
 		Dir: dirs.engine, Logger: o.Logger, Registerer: o.Registerer,
 		CapacityBytes: o.CapacityBytes, CapacityDirs: []string{dirs.log},
@@ -172,6 +173,7 @@ func (o Options) engineOptions() engine.Options {
 		NumLevelZeroTables:  o.Engine.NumLevelZeroTables,
 		LevelSizeMultiplier: o.Engine.LevelSizeMultiplier,
 		NumCompactors:       o.Engine.NumCompactors, Compression: o.Engine.Compression,
+		TableSizeBytes: tables.sizeBytes, TableSizeMultiplier: tables.multiplier,
 	}
 }
 

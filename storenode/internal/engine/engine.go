@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/ristretto/v2/z"
 	"golang.org/x/sys/unix"
 )
 
@@ -34,6 +35,8 @@ type Engine struct {
 	opt      Options
 	lock     *os.File
 	db       *badger.DB
+	// builders is Badger's pool, which is out of use: see dropBuilderPool.
+	builders *z.AllocatorPool
 
 	committer *committer
 	// rows is nil when there is no row cache.
@@ -83,7 +86,7 @@ func Open(o Options) (*Engine, error) {
 	e := &Engine{opt: o, lock: lock, broken: make(chan struct{})}
 	if err := e.open(); err != nil {
 		if e.db != nil {
-			err = errors.Join(err, e.db.Close())
+			err = errors.Join(err, e.closeDB())
 		}
 		return nil, errors.Join(err, lock.Close())
 	}
@@ -101,6 +104,9 @@ func (e *Engine) open() error {
 	}
 	if e.db, err = badger.OpenManaged(e.opt.badger()); err != nil {
 		return fmt.Errorf("engine: open %s: %w", e.opt.Dir, err)
+	}
+	if e.builders, err = dropBuilderPool(e.db); err != nil {
+		return err
 	}
 	if err := e.assertPrefix(found); err != nil {
 		return err
@@ -211,13 +217,20 @@ func (e *Engine) Close() error {
 		e.gate.closed = true
 		e.gate.Unlock()
 		e.rows.close()
-		if cerr := e.db.Close(); cerr != nil {
+		if cerr := e.closeDB(); cerr != nil {
 			err = errors.Join(err, fmt.Errorf("engine: close: %w", cerr))
 		}
 		e.metrics.unregister()
 		e.closeErr = errors.Join(err, syncDir(e.opt.Dir), e.lock.Close())
 	})
 	return e.closeErr
+}
+
+// closeDB ends Badger, and then the pool that its first builders may have used.
+func (e *Engine) closeDB() error {
+	err := e.db.Close()
+	e.builders.Release()
+	return err
 }
 
 // enter holds Close off until leave is called.

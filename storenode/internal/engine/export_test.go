@@ -140,3 +140,9 @@ func (e *Engine) DiskLookDue() bool { return e.diskLookDue() }
 func DiskState(d Disk, o Options, workBytes uint64, last metapb.DiskState) metapb.DiskState {
 	return diskState(d, o.withDefaults(), workBytes, last)
 }
+
+// PoolsBuilders reports whether Badger keeps the memory of table builders.
+func PoolsBuilders(e *Engine) bool {
+	pool, err := dropBuilderPool(e.db)
+	return err != nil || pool != nil
+}

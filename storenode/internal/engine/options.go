@@ -52,6 +52,12 @@ type Options struct {
 	NumLevelZeroTables int
 	// NumLevelZeroTablesStall is where Badger stops all writes. Default 20.
 	NumLevelZeroTablesStall int
+	// TableSizeBytes is the size of tables below L0, down to the first level that
+	// is not empty; below that they grow by TableSizeMultiplier from level to
+	// level. Defaults 8 MiB and 2. Larger tables are fewer, and take more memory
+	// while they are made: see BuilderMemory.
+	TableSizeBytes      int64
+	TableSizeMultiplier int
 	// LevelSizeMultiplier is the growth from level to level. Default 10.
 	LevelSizeMultiplier int
 	// NumCompactors run compactions. Default 3, at least 2.
@@ -126,6 +132,8 @@ func (o Options) Validate() error {
 		"num_level_zero_tables_stall %d is not above num_level_zero_tables %d:"+
 			" writes would stop before compaction begins",
 		o.NumLevelZeroTablesStall, o.NumLevelZeroTables)
+	refuse(o.TableSizeBytes < 1<<20, "table_size %d is below 1 MiB", o.TableSizeBytes)
+	refuse(o.TableSizeMultiplier < 1, "table_size_multiplier %d is below 1", o.TableSizeMultiplier)
 	refuse(o.LevelSizeMultiplier < 2, "level_size_multiplier %d is below 2", o.LevelSizeMultiplier)
 	refuse(o.BlockCacheSizeBytes < 1<<20, "block_cache_size %d is below 1 MiB:"+
 		" compressed tables cannot be read without it", o.BlockCacheSizeBytes)
@@ -160,6 +168,8 @@ func (o Options) withDefaults() Options {
 	orDefault(&o.NumMemtables, 5)
 	orDefault(&o.NumLevelZeroTables, 5)
 	orDefault(&o.NumLevelZeroTablesStall, max(20, o.NumLevelZeroTables*2))
+	orDefault(&o.TableSizeBytes, 8<<20)
+	orDefault(&o.TableSizeMultiplier, 2)
 	orDefault(&o.LevelSizeMultiplier, 10)
 	orDefault(&o.NumCompactors, 3)
 	orDefault(&o.Compression, "snappy")
@@ -193,7 +203,7 @@ func (o Options) badger() badger.Options {
 		WithNumMemtables(o.NumMemtables).
 		WithNumLevelZeroTables(o.NumLevelZeroTables).
 		WithNumLevelZeroTablesStall(o.NumLevelZeroTablesStall).
-		WithBaseTableSize(8 << 20).
+		WithBaseTableSize(o.TableSizeBytes).
 		WithBaseLevelSize(256 << 20).
 		WithLevelSizeMultiplier(o.LevelSizeMultiplier).
 		WithNumCompactors(o.NumCompactors).
@@ -204,6 +214,7 @@ func (o Options) badger() badger.Options {
 		WithBloomFalsePositive(0.01).
 		WithBlockCacheSize(o.BlockCacheSizeBytes).
 		WithIndexCacheSize(o.IndexCacheSizeBytes)
+	b.TableSizeMultiplier = o.TableSizeMultiplier
 	b.LmaxCompaction = o.NumCompactors > 2
 	if o.smallTables {
 		b = b.WithBaseTableSize(256 << 10).WithBaseLevelSize(1 << 20)
@@ -231,4 +242,17 @@ func (l badgerLogger) line(level slog.Level, f string, a []any) {
 func MemTableMemory(sizeBytes int64) int64 {
 	const largest = 15 // per cent, twice
 	return sizeBytes + 2*(sizeBytes*largest/100)
+}
+
+// BuilderMemory is what Badger takes to build a table of sizeBytes, when tables are
+// of tableSizeBytes: it begins with twice that and doubles, and values larger than
+// a block take more than four times their size (dropBuilderPool).
+func BuilderMemory(sizeBytes, tableSizeBytes int64) int64 {
+	const overhead = 43 // tenths
+	chunk, sum := 2*tableSizeBytes, int64(0)
+	for sum < sizeBytes*overhead/10 {
+		sum += chunk
+		chunk *= 2
+	}
+	return sum
 }

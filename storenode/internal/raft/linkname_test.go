@@ -19,6 +19,7 @@ func TestSoftSettings(t *testing.T) {
 		"MinEntrySliceFreeSize":        96,
 		"SendQueueLength":              2048,
 		"GetConnectedTimeoutSecond":    5,
+		"InMemGCTimeout":               100,
 		"NodeReloadMillisecond":        200,
 	}
 	for name, value := range want {
