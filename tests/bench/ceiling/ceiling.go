@@ -83,7 +83,8 @@ func Badgers(rows *workload.Rows) []Piece {
 		},
 		{
 			"Badger reads", "rows/s", "one Badger as Ridge sets it, the keys of the workloads, " +
-				"batches of 512, " + fmt.Sprint(runtime.GOMAXPROCS(0)) + " goroutines",
+				"loaded and overwritten once on average, batches of 512, " +
+				fmt.Sprint(runtime.GOMAXPROCS(0)) + " goroutines",
 			func(ctx context.Context, dir string, d time.Duration) (float64, error) {
 				return badgerReads(ctx, dir, rows, d)
 			},

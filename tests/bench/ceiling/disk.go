@@ -109,6 +109,9 @@ func badgerWrites(
 	return rate / badgers, err
 }
 
+// badgerReads reads rows of a Badger that was loaded and then overwritten, each row
+// once on average, as Ridge's were when its batches are read: what a Get costs
+// depends on how many memtables and tables hold versions of its key.
 func badgerReads(
 	ctx context.Context, dir string, rows *workload.Rows, d time.Duration,
 ) (_ float64, err error) {
@@ -120,6 +123,12 @@ func badgerReads(
 	w := newWriter(db, 0)
 	if err := w.load(rows); err != nil {
 		return 0, err
+	}
+	for range rows.Len() / batch {
+		err := w.commit(batch, func() string { return rows.Key(w.random.IntN(rows.Len())) })
+		if err != nil {
+			return 0, err
+		}
 	}
 	return closedLoop(ctx, runtime.GOMAXPROCS(0), d, func(n int) step {
 		random := rand.New(rand.NewPCG(1, uint64(n)))
