@@ -13,8 +13,8 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// This file and warm.go are the only ones that reach past Badger's public
-// interface. newBadgerWriter refuses to work with a Badger whose types are not
+// This file, warm.go and builders.go are the only ones that reach past Badger's
+// public interface. newBadgerWriter refuses to work with a Badger whose types are not
 // the ones below; linkname.s lets the compiler accept a function without a
 // body.
 
