@@ -45,14 +45,19 @@ func (b Budget) String() string {
 		mib(b.Intake), mib(b.SendQueue), mib(b.Rest), mib(b.All()))
 }
 
-// requestCopies is how often the bytes of a write are in memory until it is
+// requestCopies is how often the bytes of a write are in memory at most until it is
 // answered: in its message, in the entry that is made of it, in Raft, and in what
-// is being written into the log, to other stores and into the engine, one after
-// the other.
-const requestCopies = 4
+// is being written into the log (twice), to two stores and into the engine.
+const requestCopies = 8
 
-// inFlightBytes bounds the messages of all callers.
-func (b Budget) inFlightBytes() int64 { return b.Requests / requestCopies }
+// minInFlightBytes is room for one entry of the largest size and another one.
+const minInFlightBytes = 8 << 20
+
+// inFlightBytes bounds the messages of all callers. More of them would only wait:
+// what a disk takes in a second is little beside what callers can send.
+func (b Budget) inFlightBytes() int64 {
+	return max(b.Requests/requestCopies, minInFlightBytes)
+}
 
 // intakeBytes bounds the entries that followers here have not applied.
 func (b Budget) intakeBytes() int64 { return b.Intake / 2 }

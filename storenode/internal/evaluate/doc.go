@@ -93,5 +93,6 @@
 //
 // Every queue has a bound and answers Busy: the writes of a range by count and
 // bytes, its reads by count. Nothing waits longer than its deadline by more than
-// a tick, or a ReadIndex round.
+// a tick, or a ReadIndex round. A write whose caller would have left before it is
+// answered, as things stand, is refused at the door, where that is certain.
 package evaluate

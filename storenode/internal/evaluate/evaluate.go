@@ -336,8 +336,13 @@ func (ev *Evaluator) submitRead(w *worker, c *call, t *together) {
 // enqueue puts a write into the queue, which is bounded.
 func (w *worker) enqueue(c *call, t *together) {
 	l := w.ev.limits
+	now := time.Now()
+	late := w.pace.judge(c.deadline.Sub(now), now)
 	w.mu.Lock()
 	err, bound := w.mu.closed, "closed"
+	if err == nil && late != nil {
+		err, bound = late, "pace"
+	}
 	if err == nil && (len(w.mu.queue) >= l.QueuedWrites ||
 		len(w.mu.queue) > 0 && w.mu.queuedBytes+c.sizeBytes > l.QueuedWriteBytes) {
 		err, bound = errs.Busy{Reason: "range queue", RetryAfter: 20 * time.Millisecond}, "queue"

@@ -109,6 +109,7 @@ func (w *worker) abandon(why string) {
 func (w *worker) leave(f fate) {
 	flights := w.flights
 	w.flights, w.open, w.ready, w.broken = nil, nil, false, false
+	w.pace.undecided(nil)
 	w.mu.Lock()
 	waiters := w.mu.waiters
 	w.mu.waiters = nil

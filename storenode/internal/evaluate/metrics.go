@@ -42,7 +42,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for k := range m.requests {
 		m.requests[k] = requests.WithLabelValues(Kind(k).String())
 	}
-	for _, bound := range []string{"queue", "engine", "reads", "closed"} {
+	for _, bound := range []string{"queue", "engine", "reads", "pace", "closed"} {
 		m.refusals.WithLabelValues(bound)
 	}
 	if reg != nil {

@@ -37,6 +37,15 @@ type flight struct {
 	refused string
 }
 
+// age is how long ago the oldest request of f came, or else f was proposed.
+func (f *flight) age(now time.Time, ev *Evaluator) time.Duration {
+	if len(f.items) == 0 {
+		return now.Sub(f.first)
+	}
+	c := f.items[0].c
+	return now.Sub(c.deadline.Add(-ev.patience(c.header)))
+}
+
 // outcome is what came back of one proposal of one flight.
 type outcome struct {
 	f *flight
@@ -73,6 +82,7 @@ func (w *worker) launch(f *flight, st *catalog.State, build func(apply.Header) [
 	f.cmd = build(h)
 	f.first = time.Now()
 	w.flights = append(w.flights, f)
+	w.pace.undecided(w.flights)
 	w.ev.metrics.entries.WithLabelValues(f.kind.String()).Inc()
 	w.propose(f)
 }
@@ -153,6 +163,10 @@ func (w *worker) settleThrough(number uint64) {
 	}
 	settled := w.flights[:n:n]
 	w.flights = w.flights[n:]
+	if n > 0 {
+		w.pace.settled(settled[0].age(time.Now(), w.ev))
+		w.pace.undecided(w.flights)
+	}
 	w.mu.Lock()
 	var ready []waiter
 	if number = min(number, w.mu.assigned); number > w.mu.applied {

@@ -35,6 +35,7 @@ type worker struct {
 	reads             rounds
 	readOps, writeOps atomic.Uint64
 	samples           samples
+	pace              pace
 	// pending counts the reads that are not answered.
 	pending atomic.Int64
 

@@ -24,16 +24,18 @@ func fdatasync(f *os.File) error { return unix.Fdatasync(int(f.Fd())) }
 // openBadger opens a Badger with the settings of Ridge's engine at the default
 // memory budget, managed, so that the application chooses the versions.
 func openBadger(dir string) (*badger.DB, error) {
-	const arena = 64<<20 + 2*(64<<20*15/100)
+	const memTable, arena = 32 << 20, 32<<20 + 2*(32<<20*15/100)
 	budget := storenode.Options{}.Budget()
-	return badger.OpenManaged(badger.DefaultOptions(dir).
+	o := badger.DefaultOptions(dir).
 		WithLogger(nil).WithMetricsEnabled(false).WithSyncWrites(false).WithDetectConflicts(false).
-		WithNumVersionsToKeep(1).WithMemTableSize(64 << 20).
+		WithNumVersionsToKeep(1).WithMemTableSize(memTable).
 		WithNumMemtables(int(budget.Memtables/arena) - 2).
-		WithNumLevelZeroTables(5).WithNumLevelZeroTablesStall(20).WithBaseTableSize(8 << 20).
+		WithNumLevelZeroTables(5).WithNumLevelZeroTablesStall(20).WithBaseTableSize(4 << 20).
 		WithBaseLevelSize(256 << 20).WithNumCompactors(3).WithCompactL0OnClose(false).
 		WithValueThreshold(1 << 20).WithValueLogFileSize(16 << 20).
-		WithCompression(options.Snappy).WithBlockCacheSize(budget.BlockCache))
+		WithCompression(options.Snappy).WithBlockCacheSize(budget.BlockCache)
+	o.TableSizeMultiplier = 1
+	return badger.OpenManaged(o)
 }
 
 const keyBytes = 24

@@ -92,6 +92,10 @@ type OpenLoopReport struct {
 	StartedLate int64 `json:"started_late_operations"`
 	// NotStarted were due and never began: every caller was busy until the end.
 	NotStarted int64 `json:"not_started_operations"`
+	// CalledP50Us and CalledP99Us are latencies from the call on, not from when the
+	// operation was due.
+	CalledP50Us int64 `json:"called_p50_us"`
+	CalledP99Us int64 `json:"called_p99_us"`
 }
 
 func (r *run) report(callers []*caller) *Report {
@@ -154,7 +158,10 @@ func (r *run) schedule(end, begun, late int64) *OpenLoopReport {
 	}
 	// The last may fall on the edge of the window, by rounding.
 	due = max(due, begun)
-	return &OpenLoopReport{Due: due, StartedLate: late, NotStarted: due - begun}
+	p50, p99 := r.calls.quantiles()
+	return &OpenLoopReport{
+		Due: due, StartedLate: late, NotStarted: due - begun, CalledP50Us: p50, CalledP99Us: p99,
+	}
 }
 
 func (t *tally) report(kind string, window time.Duration) KindReport {

@@ -49,6 +49,9 @@ type run struct {
 	// taken counts operations: those of the window in a closed loop, all that
 	// were given out in an open one.
 	taken atomic.Int64
+	// calls are the latencies of an open loop without the time in which no caller
+	// was free.
+	calls *calls
 	pulse *pulse
 }
 
@@ -65,6 +68,7 @@ func Run(ctx context.Context, c Config, target Target, onSecond func(Progress)) 
 	if c.Rate > 0 {
 		r.interval = float64(time.Second) / c.Rate
 		r.first = r.firstDue()
+		r.calls = newCalls(r.plan.digits())
 	}
 	r.end.Store(never)
 	if c.Duration > 0 {
@@ -153,7 +157,7 @@ func (c *caller) closed(ctx context.Context) {
 		if !c.source.next(&c.op) {
 			return
 		}
-		now = c.do(ctx, now, inWindow)
+		now = c.do(ctx, now, now, inWindow)
 	}
 }
 
@@ -183,7 +187,7 @@ func (c *caller) open(ctx context.Context) {
 		if !c.source.next(&c.op) {
 			return
 		}
-		now = c.do(ctx, due, inWindow)
+		now = c.do(ctx, due, now, inWindow)
 	}
 }
 
@@ -213,8 +217,9 @@ func (c *caller) sleep(d int64) bool {
 	}
 }
 
-// do does the operation, whose latency counts from begin, and returns the time.
-func (c *caller) do(ctx context.Context, begin int64, inWindow bool) int64 {
+// do does the operation, whose latency counts from begin, at the time called, and
+// returns the time.
+func (c *caller) do(ctx context.Context, begin, called int64, inWindow bool) int64 {
 	out, err := c.target.Do(ctx, &c.op)
 	now := c.now()
 	if c.op.Kind == Insert {
@@ -226,6 +231,9 @@ func (c *caller) do(ctx context.Context, begin int64, inWindow bool) int64 {
 	}
 	if inWindow {
 		c.tallies[c.op.Kind].record(now-begin, out, err)
+		if c.calls != nil && err == nil {
+			c.calls.record(c.id, now-called)
+		}
 	} else {
 		c.warmup++
 	}

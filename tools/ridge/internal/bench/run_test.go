@@ -121,6 +121,8 @@ func TestOverload(t *testing.T) {
 		near(t, "not started", float64(r.OpenLoop.NotStarted), 2000)
 		near(t, "p50", float64(r.All.P50Us), 2.5e6)
 		near(t, "max", float64(r.All.MaxUs), 5e6)
+		near(t, "p50 from the call on", float64(r.OpenLoop.CalledP50Us), 10_000)
+		near(t, "p99 from the call on", float64(r.OpenLoop.CalledP99Us), 10_000)
 	})
 }
 

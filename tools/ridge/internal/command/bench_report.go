@@ -53,8 +53,10 @@ func printHead(w io.Writer, r *bench.Report) {
 		humanize.Comma(int64(r.OperationsPerSecond)), humanize.Comma(int64(r.RowsPerSecond)),
 		micros(float64(r.ElapsedUs)))
 	if o := r.OpenLoop; o != nil {
-		fmt.Fprintf(w, "open loop: %v a second, %s due, %s started late, %s not started\n", c.Rate,
-			humanize.Comma(o.Due), humanize.Comma(o.StartedLate), humanize.Comma(o.NotStarted))
+		fmt.Fprintf(w, "open loop: %v a second, %s due, %s started late, %s not started; "+
+			"from the call on p50 %s, p99 %s\n", c.Rate,
+			humanize.Comma(o.Due), humanize.Comma(o.StartedLate), humanize.Comma(o.NotStarted),
+			micros(float64(o.CalledP50Us)), micros(float64(o.CalledP99Us)))
 	}
 	fmt.Fprintln(w)
 }
