@@ -22,11 +22,14 @@ import (
 // has not applied, whoever proposed it: those of earlier leaders come before that
 // entry, or after it and are refused. Nor does one follow: orders of a range are
 // carried out one at a time, and a split of another leader after the removal is
-// refused by its config-change index. What is left is a leader that stops between
-// the answer and the proposal, loses the range, gets it back and goes on; PD's
-// repair of missing replicas is for that.
+// refused by its config-change index. One before it would need another term, and
+// the removal is proposed in the term in which the leader settled, or not at all.
+// What is left is a leader that is deposed between that look and the proposal,
+// which Raft then sends on to the next one; PD's repair of missing replicas is for
+// that.
 //
-// Learners owe nothing: a range that has one is not split.
+// Learners owe nothing: a range that has one is not split. Nor do replicas that
+// decide nothing any more: PD is not told of one that is halted.
 const (
 	// behindPatience is how long one order waits for a replica whose store answers,
 	// silencePatience for one whose store does not: it may have to be done without.
@@ -42,9 +45,21 @@ func (a *Agent) awaitSplits(ctx context.Context, rangeID uint64, p *metapb.Repli
 	if p.GetRole() != metapb.Role_ROLE_VOTER {
 		return nil
 	}
+	led := a.d.Host.Leader(rangeID)
 	if err := a.d.Evaluator.Settled(ctx, rangeID); err != nil {
 		return err
 	}
+	if err := a.untilApplied(ctx, rangeID, p); err != nil {
+		return err
+	}
+	if now := a.d.Host.Leader(rangeID); !now.Self || now.Term != led.Term {
+		return fmt.Errorf("%w: the range changed its leader meanwhile", errStale)
+	}
+	return nil
+}
+
+// untilApplied waits until p is at the span epoch of this replica.
+func (a *Agent) untilApplied(ctx context.Context, rangeID uint64, p *metapb.Replica) error {
 	r, ok := a.d.Catalog.Replica(rangeID)
 	if !ok {
 		return errNotHere
@@ -70,7 +85,8 @@ func (a *Agent) awaitSplits(ctx context.Context, rangeID uint64, p *metapb.Repli
 }
 
 // hasApplied asks the store of p once. It is errBehind when that answers and p has
-// not come to the span epoch, or has not even begun; other errors are silence.
+// not come to the span epoch but may yet, or has not even begun; other errors are
+// silence.
 func (a *Agent) hasApplied(
 	ctx context.Context, rangeID uint64, p *metapb.Replica, spanEpoch uint64,
 ) error {
@@ -83,6 +99,8 @@ func (a *Agent) hasApplied(
 			p.GetReplicaId())
 	case err != nil:
 		return err
+	case s.GetState() == "halted" || s.GetState() == "poisoned":
+		return nil // it never will
 	case s.GetRange().GetEpoch().GetSpan() < spanEpoch:
 		return fmt.Errorf("%w: replica %d is at span epoch %d of %d", errBehind, p.GetReplicaId(),
 			s.GetRange().GetEpoch().GetSpan(), spanEpoch)

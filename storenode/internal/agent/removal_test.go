@@ -13,6 +13,7 @@ import (
 	pdpb "github.com/ridgekv/ridge/proto/ridge/pd/v1"
 	storepb "github.com/ridgekv/ridge/proto/ridge/store/v1"
 	"github.com/ridgekv/ridge/storenode/internal/catalog"
+	"github.com/ridgekv/ridge/storenode/internal/raft"
 )
 
 func removeOrder(replicaID uint64, await bool) *pdpb.Order {
@@ -43,6 +44,13 @@ func TestRemovalAwaitsSplits(t *testing.T) {
 	dead := func(int64) (*storepb.ReplicaStatus, error) {
 		return nil, status.Error(codes.Unavailable, "dead")
 	}
+	in := func(state string) word {
+		return func(int64) (*storepb.ReplicaStatus, error) {
+			s := replicaTwo(3)
+			s.State = state
+			return s, nil
+		}
+	}
 	then := func(first word) word {
 		return func(n int64) (*storepb.ReplicaStatus, error) {
 			if n < 5 {
@@ -67,6 +75,8 @@ func TestRemovalAwaitsSplits(t *testing.T) {
 		{"it stays behind", removeOrder(2, true), behind, 2, "", errBehind},
 		{"it does not begin", removeOrder(2, true), absent, 2, "", errBehind},
 		{"another is there", removeOrder(2, true), another, 2, "", errBehind},
+		{"it is halted", removeOrder(2, true), in("halted"), 1, "remove", nil},
+		{"it is poisoned", removeOrder(2, true), in("poisoned"), 1, "remove", nil},
 		{"its store is dead", removeOrder(2, true), dead, 2, "remove", nil},
 		{"it is lost", removeOrder(2, false), absent, 0, "remove", nil},
 		{"a learner owes nothing", removeOrder(3, true), absent, 0, "remove", nil},
@@ -110,6 +120,30 @@ func TestRemovalAwaitsItsOwnSplits(t *testing.T) {
 	}
 	if len(h.called()) > 0 || asked.Load() != before {
 		t.Errorf("did %v, asked %d times", h.called(), asked.Load()-before)
+	}
+}
+
+// Another leader may have split the range since the replica was compared with this
+// one, even if this one leads again.
+func TestRemovalWithinATerm(t *testing.T) {
+	t.Parallel()
+	for name, next := range map[string]raft.Leader{
+		"deposed":     {ReplicaID: 2, StoreID: 2, Term: 3, Known: true},
+		"leads again": {ReplicaID: 1, StoreID: 1, Term: 4, Known: true, Self: true},
+	} {
+		a, h := newTestAgent(t)
+		meet(t, a, func(int64) (*storepb.ReplicaStatus, error) {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			h.leader = next
+			return replicaTwo(4), nil
+		})
+		if err := a.carryOut(t.Context(), removeOrder(2, true)); !errors.Is(err, errStale) {
+			t.Errorf("%s: got %v, want %v", name, err, errStale)
+		}
+		if len(h.called()) > 0 {
+			t.Errorf("%s: did %v", name, h.called())
+		}
 	}
 }
 
