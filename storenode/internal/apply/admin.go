@@ -30,7 +30,7 @@ func (b *batch) acquire(w *engine.WriteSet, p *logpb.AcquireLease) sm.Result {
 			HolderStoreId:   p.GetHolderStoreId(),
 			Nonce:           p.GetNonce(),
 		}
-		pb.ParentRangeId = 0
+		pb.ParentRangeId, pb.BirthStoreId = 0, 0
 	})
 	b.applied.Number = 0
 	b.ring = b.ring || tenure == 0
@@ -156,6 +156,7 @@ func childState(
 	pb.Slices = slicesProto(slices)
 	pb.BirthMembers = p.GetChildReplicas()
 	pb.ParentRangeId = parent.RangeID()
+	pb.BirthStoreId = parent.Lease().GetHolderStoreId()
 	return catalog.NewState(pb)
 }
 

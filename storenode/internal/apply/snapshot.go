@@ -288,6 +288,7 @@ func adopted(before *catalog.State, h *logpb.ImageHeader, slice engine.Slice) *c
 	pb.LogWritten = local.GetLogWritten()
 	if pb.GetLease().GetTenure() == 0 {
 		pb.ParentRangeId = local.GetParentRangeId()
+		pb.BirthStoreId = local.GetBirthStoreId()
 	}
 	return catalog.NewState(pb)
 }

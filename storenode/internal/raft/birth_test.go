@@ -1,6 +1,7 @@
 package raft
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -101,6 +102,50 @@ func TestLateBirth(t *testing.T) {
 	}
 	if v, _ := late.get(t, 2, "z"); v != "new" {
 		t.Errorf("the late child has %q", v)
+	}
+}
+
+// TestLateBirthDeposesNobody: a store that starts its replica of a child late, and
+// leads the parent by then, does not campaign against the child's leader.
+func TestLateBirthDeposesNobody(t *testing.T) {
+	c := newTestCluster(t, 3)
+	released := make(chan struct{})
+	lead, late := c.stores[1], c.stores[3]
+	late.wrap = func(rangeID, _ uint64, m sm.IOnDiskStateMachine) sm.IOnDiskStateMachine {
+		if rangeID == 2 {
+			return stuck{m, released}
+		}
+		return m
+	}
+	release := sync.OnceFunc(func() { close(released) })
+	for _, s := range c.stores {
+		s.start(t)
+	}
+	t.Cleanup(release) // before the stores are stopped
+	lead.bearFirst(t)
+	c.grow(t, 1, 2, 2)
+	c.grow(t, 1, 3, 3)
+	lead.put(t, 1, "m", "right")
+	lead.split(t, 1, 2, "k", 1, 2, 3)
+	lead.awaitLeader(t, 2, 1)
+	lead.acquire(t, 2)
+	lead.put(t, 2, "z", "new")
+	must(t, lead.host.TransferLeader(testContext(t), 1, 3))
+	late.awaitLeader(t, 1, 3)
+	term := lead.host.Leader(2).Term
+	release()
+	eventually(t, "late child", func() error { return late.host.CaughtUp(testContext(t), 2) })
+	eventually(t, "its birth", func() error {
+		if _, ok := late.births.Load(uint64(2)); !ok {
+			return errors.New("is not announced")
+		}
+		return nil
+	})
+	for i := range 100 { // what was sent when it started has arrived
+		lead.put(t, 2, "z", fmt.Sprint(i))
+	}
+	if l := lead.host.Leader(2); !l.Self || l.Term != term {
+		t.Errorf("led by store %d in term %d; before it was store 1 in %d", l.StoreID, l.Term, term)
 	}
 }
 

@@ -53,7 +53,7 @@ const (
 )
 
 // births are the children this store campaigns for: those whose parent it led
-// when they started here, and in the soft form all others, later.
+// from the split until they started here, and in the soft form all others, later.
 type births struct {
 	bell chan struct{}
 	mu   struct {

@@ -163,10 +163,16 @@ func (h *Host) start(ctx context.Context, cr *catalog.Replica) error {
 // startedBirth begins the campaign of a child on the store that led its
 // parent, and tells the members. The others wait their turn: that store may die
 // before it comes to it.
+//
+// That store led the parent at the split and leads it still. One that was given
+// the parent since, and starts its replica late, would depose whoever leads the
+// child by now; and so would one that led it at the split and starts again.
 func (h *Host) startedBirth(s *catalog.State) {
 	members := s.PB().GetBirthMembers()
 	parent := s.PB().GetParentRangeId()
-	if len(members) == 1 || h.Leader(parent).Self {
+	split := s.PB().GetBirthStoreId()
+	first := h.Leader(parent).Self && (split == h.opts.StoreID || split == 0)
+	if len(members) == 1 || first {
 		h.births.add(s.RangeID(), s.ReplicaID())
 	} else {
 		rank := slices.IndexFunc(members, func(m *metapb.Replica) bool {

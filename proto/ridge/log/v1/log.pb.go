@@ -791,6 +791,9 @@ type RangeState struct {
 	PoisonReason string `protobuf:"bytes,27,opt,name=poison_reason,json=poisonReason,proto3" json:"poison_reason,omitempty"`
 	// parent_range_id is set on children until they are born.
 	ParentRangeId uint64 `protobuf:"varint,28,opt,name=parent_range_id,json=parentRangeId,proto3" json:"parent_range_id,omitempty"`
+	// birth_store_id is set with it: the store that held the parent's lease when it
+	// was split, which is the one to lead the child first. 0 in old records.
+	BirthStoreId  uint64 `protobuf:"varint,29,opt,name=birth_store_id,json=birthStoreId,proto3" json:"birth_store_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -961,6 +964,13 @@ func (x *RangeState) GetPoisonReason() string {
 func (x *RangeState) GetParentRangeId() uint64 {
 	if x != nil {
 		return x.ParentRangeId
+	}
+	return 0
+}
+
+func (x *RangeState) GetBirthStoreId() uint64 {
+	if x != nil {
+		return x.BirthStoreId
 	}
 	return 0
 }
@@ -1426,7 +1436,7 @@ const file_ridge_log_v1_log_proto_rawDesc = "" +
 	"\vUnbornChild\x12\x19\n" +
 	"\brange_id\x18\x01 \x01(\x04R\arangeId\x12\x1f\n" +
 	"\vsplit_index\x18\x02 \x01(\x04R\n" +
-	"splitIndex\"\xa2\x06\n" +
+	"splitIndex\"\xc8\x06\n" +
 	"\n" +
 	"RangeState\x12\x19\n" +
 	"\brange_id\x18\x01 \x01(\x04R\arangeId\x12'\n" +
@@ -1454,7 +1464,8 @@ const file_ridge_log_v1_log_proto_rawDesc = "" +
 	"\vlog_written\x18\x1a \x01(\bR\n" +
 	"logWritten\x12#\n" +
 	"\rpoison_reason\x18\x1b \x01(\tR\fpoisonReason\x12&\n" +
-	"\x0fparent_range_id\x18\x1c \x01(\x04R\rparentRangeId\"\xd6\x01\n" +
+	"\x0fparent_range_id\x18\x1c \x01(\x04R\rparentRangeId\x12$\n" +
+	"\x0ebirth_store_id\x18\x1d \x01(\x04R\fbirthStoreId\"\xd6\x01\n" +
 	"\n" +
 	"StoreIdent\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x1d\n" +
