@@ -18,6 +18,7 @@ import (
 
 	"github.com/lni/dragonboat/v4"
 	"github.com/lni/dragonboat/v4/raftio"
+	"github.com/lni/dragonboat/v4/raftpb"
 	"github.com/lni/dragonboat/v4/statemachine"
 	"golang.org/x/time/rate"
 
@@ -53,6 +54,8 @@ type Host struct {
 	door  *door
 	// intake bounds what has come through the door and is not applied.
 	intake *intake
+	// send hands a message of a replica to the transport, and never blocks.
+	send func(raftpb.Message)
 	// newMachine makes the state machine of a replica.
 	newMachine func(rangeID, replicaID uint64) statemachine.IOnDiskStateMachine
 
@@ -146,6 +149,7 @@ func newHost(o Options, d Deps) *Host {
 	}
 	h.metrics = newMetrics(o.Registerer, h)
 	h.futures = newFutures(h.ended)
+	h.send = func(m raftpb.Message) { sendMessage(h.nh, m) }
 	h.intake = newIntake(o.IntakeBytes, h.metrics.intakeDropped)
 	h.door.admit = h.intake.admit
 	return h

@@ -6,8 +6,10 @@ import (
 	"time"
 	_ "unsafe" // for go:linkname
 
+	"github.com/lni/dragonboat/v4"
 	"github.com/lni/dragonboat/v4/config"
 	"github.com/lni/dragonboat/v4/raftio"
+	"github.com/lni/dragonboat/v4/raftpb"
 
 	"github.com/ridgekv/ridge/storenode/internal/raft/logstore"
 )
@@ -32,6 +34,11 @@ func newDefaultLogDB(
 func newTCPTransport(
 	cfg config.NodeHostConfig, handler raftio.MessageHandler, chunks raftio.ChunkHandler,
 ) raftio.ITransport
+
+// sendMessage is how Dragonboat's replicas send. It never blocks.
+//
+//go:linkname sendMessage github.com/lni/dragonboat/v4.(*NodeHost).sendMessage
+func sendMessage(nh *dragonboat.NodeHost, m raftpb.Message)
 
 // The soft settings. Dragonboat reads them from a JSON file in the working
 // directory, which one binary cannot ship, into these variables.
@@ -114,7 +121,9 @@ func setSoftSettings() map[string]uint64 {
 // capturedLog is a factory that keeps the log it made.
 type capturedLog struct {
 	kind string
-	db   raftio.ILogDB
+	// early is passed on to a log of ours.
+	early func(*raftpb.Update)
+	db    raftio.ILogDB
 }
 
 // Name must be what Dragonboat's own factory would write into its flag file.
@@ -131,6 +140,7 @@ func (c *capturedLog) Create(
 	}
 	s, err := logstore.Open(logstore.Options{
 		Dir: filepath.Join(dirs[0], "raftlog"), Workers: int(cfg.Expert.Engine.ExecShards),
+		Early: c.early,
 	})
 	if err != nil {
 		return nil, err

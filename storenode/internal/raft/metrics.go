@@ -10,7 +10,7 @@ import (
 type metrics struct {
 	proposals, reads, cuts, injections, changes counterVec
 	leaderChanges, starts, quarantined          counter
-	intakeDropped                               counter
+	intakeDropped, early                        counter
 }
 
 type counterVec struct{ *prometheus.CounterVec }
@@ -39,6 +39,8 @@ func newMetrics(r prometheus.Registerer, h *Host) *metrics {
 
 		leaderChanges: one("leader_changes_total", "Changes of leader seen on local replicas."),
 		starts:        one("replicas_started_total", "Replicas started."),
+		early: one("early_messages_total",
+			"Messages that left before the rest of their update was durable."),
 		intakeDropped: one("intake_dropped_total",
 			"Messages with entries that were dropped because too many were not applied."),
 		quarantined: one("replicas_quarantined_total", "Replicas that must not be started."),
@@ -48,7 +50,7 @@ func newMetrics(r prometheus.Registerer, h *Host) *metrics {
 	}
 	r.MustRegister(logMetrics(h)...)
 	r.MustRegister(m.proposals, m.reads, m.cuts, m.injections, m.changes,
-		m.leaderChanges, m.starts, m.quarantined, m.intakeDropped,
+		m.leaderChanges, m.starts, m.quarantined, m.intakeDropped, m.early,
 		gauge("intake_bytes", "Entries received from leaders and not applied.",
 			func() int { return int(h.intake.heldBytes()) }),
 		gauge("replicas", "Replicas that run here.", func() int { return h.count(nil) }),

@@ -30,7 +30,7 @@ func (h *Host) openNodeHost() error {
 	if err := os.MkdirAll(h.opts.Dir, 0o700); err != nil {
 		return fmt.Errorf("raft: open log: %w", err)
 	}
-	captured := &capturedLog{kind: h.opts.LogKind}
+	captured := &capturedLog{kind: h.opts.LogKind, early: h.early}
 	nh, err := newNodeHost(h.nodeHostConfig(captured))
 	if err != nil {
 		return fmt.Errorf("raft: open log in %s: %w", h.opts.Dir, err)

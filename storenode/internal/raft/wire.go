@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"net"
+	"runtime"
 	"slices"
 	"time"
 
@@ -97,6 +98,8 @@ func (w *wire) SendMessageBatch(batch pb.MessageBatch) error {
 		}
 		b = b[len(part):]
 	}
+	// What those who can run have to say goes with the next batch, not one by one.
+	runtime.Gosched()
 	return nil
 }
 

@@ -49,6 +49,10 @@
 // whoever saves a log snapshot. Each record says one thing and replaces only
 // that, so their order in a batch does not matter.
 //
+// Messages that rest on a term and a vote which were durable before need not wait
+// for the entries of their update: Early lets them leave. The caller runs it,
+// before the wait, and not for an update with a new term, vote or image.
+//
 // # Space
 //
 // Segments are freed oldest first, so the log is always one piece, and a record

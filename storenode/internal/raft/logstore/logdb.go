@@ -57,25 +57,34 @@ func (s *Store) SaveRaftState(updates []raftpb.Update, worker uint64) error {
 	}
 	w := s.workers[worker-1]
 	w.reset()
+	w.early = w.early[:0]
 	for i := range updates {
-		if err := s.encodeUpdate(&w.encoder, &updates[i]); err != nil {
+		early, err := s.encodeUpdate(&w.encoder, &updates[i])
+		if err != nil {
 			return err
+		}
+		if early && s.early != nil {
+			w.early = append(w.early, &updates[i])
 		}
 	}
 	if len(w.records) == 0 {
 		return nil
 	}
-	return s.commit(w)
+	for _, u := range w.early {
+		s.early(u)
+	}
+	return s.commit(w.request)
 }
 
 // encodeUpdate writes what must be synced of u; what need not be stays with
 // the replica. Nobody else saves entries or states of this replica meanwhile.
-func (s *Store) encodeUpdate(e *encoder, u *raftpb.Update) error {
+// It reports whether u brings neither term nor vote nor image.
+func (s *Store) encodeUpdate(e *encoder, u *raftpb.Update) (early bool, err error) {
 	of := raftio.GetNodeInfo(u.ShardID, u.ReplicaID)
 	image := !raftpb.IsEmptySnapshot(u.Snapshot)
 	write, reset, err := s.accept(of, u, &image)
 	if err != nil || !write {
-		return err
+		return err == nil, err
 	}
 	if !raftpb.IsEmptyState(reset.state) {
 		e.state(of, reset.state)
@@ -89,13 +98,16 @@ func (s *Store) encodeUpdate(e *encoder, u *raftpb.Update) error {
 	if len(u.EntriesToSave) > 0 {
 		e.entries(of, u.EntriesToSave)
 	}
-	return nil
+	return !image && !reset.promise, nil
 }
 
 // accepted is what goes before the entries of an update.
 type accepted struct {
 	state raftpb.State // empty: the log knows it
-	first uint64       // 0: the log goes on
+	// promise: state has another term or vote than the last one, which is durable,
+	// as the worker of a replica saves one after the other.
+	promise bool
+	first   uint64 // 0: the log goes on
 }
 
 // accept takes the state of u and decides what must be written. It clears
@@ -106,17 +118,18 @@ func (s *Store) accept(of raftio.NodeInfo, u *raftpb.Update, image *bool) (bool,
 	r := s.index.replica(of)
 	*image = *image && u.Snapshot.Index > r.snapshot.Index
 	write := *image || len(u.EntriesToSave) > 0
+	a := accepted{}
 	if !raftpb.IsEmptyState(u.State) && u.State != r.state {
-		write = write || needsSync(r.state, u.State)
+		a.promise = needsSync(r.state, u.State)
+		write = write || a.promise
 		r.state, r.lateState = u.State, true
 	}
 	if !write {
 		if r.lateState {
 			s.postpone(r)
 		}
-		return false, accepted{}, nil
+		return false, a, nil
 	}
-	a := accepted{}
 	if r.lateState {
 		a.state, r.lateState = r.state, false
 	}

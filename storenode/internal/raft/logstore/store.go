@@ -30,14 +30,19 @@ type Options struct {
 	SegmentBytes int64
 	// Workers is the number of callers of SaveRaftState. Default 1.
 	Workers int
+	// Early is called by SaveRaftState before it waits for the disk, with every
+	// update that brings no new term, vote or image. It may take messages out of
+	// it. Default: not called.
+	Early func(u *raftpb.Update)
 }
 
 // Store is a Raft log for all replicas of a store. It implements raftio.ILogDB.
 type Store struct {
 	disk         disk
 	segmentBytes int64
-	// workers are the requests of the callers of SaveRaftState.
-	workers []*request
+	// workers are the callers of SaveRaftState.
+	workers []*worker
+	early   func(*raftpb.Update)
 
 	queue queue
 	// What follows belongs to whoever leads a write.
@@ -61,6 +66,13 @@ type Store struct {
 	count struct{ syncs, bytes, moved, reclaimed atomic.Uint64 }
 }
 
+// worker is a caller of SaveRaftState; early are those of its updates that bring
+// no new term, vote or image.
+type worker struct {
+	*request
+	early []*raftpb.Update
+}
+
 // Open reads the log in a directory, or begins one.
 func Open(o Options) (*Store, error) {
 	d, err := newDirectory(o.Dir)
@@ -75,11 +87,11 @@ func open(o Options, d disk) (*Store, error) {
 		o.SegmentBytes = 32 << 20
 	}
 	s := &Store{
-		disk: d, segmentBytes: o.SegmentBytes, index: newIndex(),
+		disk: d, segmentBytes: o.SegmentBytes, index: newIndex(), early: o.Early,
 		bell: make(chan struct{}, 1), closing: make(chan struct{}),
 	}
 	for range max(o.Workers, 1) {
-		s.workers = append(s.workers, newRequest())
+		s.workers = append(s.workers, &worker{request: newRequest()})
 	}
 	if err := s.recover(); err != nil {
 		return nil, errors.Join(err, s.closeFiles())
