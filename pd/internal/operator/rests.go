@@ -17,8 +17,8 @@ const (
 	// when balancing itself made the copy. It may take that long to even out much.
 	recentFor = 5 * time.Minute
 	copiedFor = time.Hour
-	// maxMemory bounds the rests and the recent moves that are kept. What does
-	// not fit is forgotten: it is tried again sooner.
+	// maxMemory bounds the rests and the recent moves that are kept. A rest that
+	// does not fit is forgotten: it is tried again sooner. So are the oldest moves.
 	maxMemory = 20_000
 )
 
@@ -89,7 +89,7 @@ func (m *memory) done(o *Operator, now time.Time) {
 		}
 	}
 	// What drain and rules do to leaders, balancing may undo when they are over.
-	if move.From == 0 || move.To == 0 || len(m.recent) >= maxMemory ||
+	if move.From == 0 || move.To == 0 ||
 		move.Kind == TransferLeader && o.Priority < Balance {
 		return
 	}
@@ -100,7 +100,22 @@ func (m *memory) done(o *Operator, now time.Time) {
 			move.keep = copiedFor
 		}
 	}
+	if _, known := m.recent[key]; !known && len(m.recent) >= maxMemory {
+		m.forgetOldest()
+	}
 	m.recent[key] = move
+}
+
+// forgetOldest makes room for moves. The newest are needed most: by them planners
+// know which stores do not report yet what was done to them.
+func (m *memory) forgetOldest() {
+	keys := slices.SortedFunc(maps.Keys(m.recent), func(a, b recentKey) int {
+		return cmp.Or(m.recent[a].At.Compare(m.recent[b].At), cmp.Compare(a.rangeID, b.rangeID),
+			cmp.Compare(a.kind, b.kind), cmp.Compare(a.left, b.left))
+	})
+	for _, k := range keys[:len(keys)/8] {
+		delete(m.recent, k)
+	}
 }
 
 // forget drops what has no meaning any more.

@@ -141,3 +141,23 @@ func TestMovesAreRemembered(t *testing.T) {
 		t.Errorf("in the end: moved from %v", moves)
 	}
 }
+
+// TestNewestMovesAreRemembered: when there are too many, the oldest are forgotten.
+func TestNewestMovesAreRemembered(t *testing.T) {
+	w := newWorld(t)
+	m := newMemory()
+	const moves = maxMemory + maxMemory/4
+	for i := range uint64(moves) {
+		m.done(&Operator{RangeID: i + 1, Priority: Balance, Steps: []Step{
+			{Kind: AddLearner, StoreID: 2}, {Kind: Remove, StoreID: 1},
+		}}, w.now.Add(time.Duration(i)*time.Second))
+	}
+	_, recent := m.lists()
+	f := Flight{Recent: recent}
+	if n := len(recent); n > maxMemory || n < maxMemory*7/8 {
+		t.Errorf("%d are remembered", n)
+	}
+	if len(f.Moved(moves)) != 1 || len(f.Moved(moves-maxMemory/2)) != 1 || len(f.Moved(1)) != 0 {
+		t.Errorf("the newest: %v, the oldest: %v", f.Moved(moves), f.Moved(1))
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/ridgekv/ridge/pd/internal/operator"
 	"github.com/ridgekv/ridge/pd/internal/topology"
@@ -15,6 +16,10 @@ import (
 
 // maxTargets bounds the stores that one full store is compared with in a pass.
 const maxTargets = 8
+
+// fullPause is how long a replica stays on a disk that is too full before it is
+// brought back to where it came from.
+const fullPause = 5 * time.Minute
 
 // balanceReplicas moves replicas from the fullest stores to the emptiest, by
 // what they weigh for their share of the disks.
@@ -212,7 +217,7 @@ func (p *Planner) immovable(
 		return "another change is under way, or its range is not well"
 	case want.rule != nil && !to.store.Fulfils(want.rule.GetConstraints()):
 		return fmt.Sprintf("rule %q keeps it away from there", want.rule.GetId())
-	case p.turnsBack(r, operator.AddLearner, from.id, to.id):
+	case p.cameLately(r, from, to):
 		return "it came from there lately"
 	}
 	if len(p.v.LocationLabels) > 0 {
@@ -227,6 +232,16 @@ func (p *Planner) immovable(
 		Steps:  []operator.Step{{Kind: operator.AddLearner, StoreID: to.id}},
 	}
 	return p.mustWait(&op, r).Reason
+}
+
+// cameLately reports whether a replica of r left a store so lately that it is not
+// brought back. A disk that is too full cannot wait as long as the bytes of others:
+// of four stores, none but that one may be able to take it.
+func (p *Planner) cameLately(r *topology.Range, from, to *seat) bool {
+	return slices.ContainsFunc(p.f.Moved(r.Range.GetRangeId()), func(m operator.Recent) bool {
+		return m.Kind == operator.AddLearner && m.From == to.id &&
+			(!p.over(from) || m.At.IsZero() || p.v.Now.Sub(m.At) <= fullPause)
+	})
 }
 
 // unbegun reports whether the range is the child of a split that a store has yet to

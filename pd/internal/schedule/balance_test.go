@@ -384,3 +384,29 @@ func TestLeadersThroughAMiddle(t *testing.T) {
 		}
 	})
 }
+
+// TestFullDiskIsRelieved: of four stores the newest has the fullest disk, and what
+// lies there came within the hour from the only store that can take it.
+func TestFullDiskIsRelieved(t *testing.T) {
+	for ago, want := range map[time.Duration]int{time.Minute: 0, 10 * time.Minute: 1} {
+		v := topology.View{
+			Now: now, DownAfter: 5 * time.Minute, SilentAfter: 5 * time.Second, Replicas: 3,
+			SplitSizeBytes: 40, HighWaterPercent: 80, TolerancePercent: 5,
+			Ranges: []*topology.Range{readRange(t, "range 7 voters=2,3,4 leader=2 size=10")},
+		}
+		for id, free := range []uint64{500, 500, 500, 150} {
+			v.Stores = append(v.Stores, &topology.Store{
+				Store: &metapb.Store{
+					StoreId: uint64(id + 1), State: metapb.StoreState_STORE_STATE_UP,
+				},
+				Stats: &pdpb.StoreStats{CapacityBytes: 1000, AvailableBytes: free}, Heard: now,
+			})
+		}
+		plan := Schedule(v, operator.Flight{Limits: limits, Recent: []operator.Recent{{
+			RangeID: 7, Kind: operator.AddLearner, From: 1, To: 4, At: now.Add(-ago),
+		}}})
+		if len(plan.Operators) != want {
+			t.Errorf("after %s: %v, %v", ago, plan.Operators, plan.Verdicts)
+		}
+	}
+}
