@@ -23,6 +23,10 @@ const (
 // opOverheadBytes is what Badger counts per entry beyond key and value.
 const opOverheadBytes = 12
 
+// maxStoredKeyBytes is the longest key that Badger's Txn takes. Its memtable keeps
+// lengths in 16 bits and looks at none.
+const maxStoredKeyBytes = 65000
+
 // keptClaims is how many keys a commit may have for its table of them to be
 // used again.
 const keptClaims = 1024
@@ -149,7 +153,12 @@ func (e *Engine) Commit(sets ...*WriteSet) error {
 	c.mu.queue = append(c.mu.queue, req)
 	c.mu.Unlock()
 	ring(c.bell)
-	return <-req.done
+	select {
+	case err := <-req.done:
+		return err
+	case <-e.broken: // The committer may be held up in Badger for good.
+		return e.failure()
+	}
 }
 
 // fits refuses a set that no commit can hold.
@@ -366,12 +375,16 @@ func (c *committer) write(seq Seq, next *commit) error {
 		return fmt.Errorf("%d entries, %d bytes: the limits are %d, %d",
 			next.ops, next.sizeBytes, c.e.maxOps, c.e.maxSizeBytes)
 	}
-	keySizeBytes := reservedOps * 64
+	keySizeBytes, longest := reservedOps*64, uint32(0)
 	for _, p := range next.parts {
 		for _, o := range p.set.ops[p.from:p.to] {
 			c.writes = append(c.writes, write{p.set, o, len(c.writes)})
 			keySizeBytes += int(o.keyLen)
+			longest = max(longest, o.keyLen)
 		}
+	}
+	if longest > maxStoredKeyBytes {
+		return fmt.Errorf("a key of %d bytes: the limit is %d", longest, maxStoredKeyBytes)
 	}
 	slices.SortFunc(c.writes, func(a, b write) int {
 		if d := bytes.Compare(a.set.key(a.op), b.set.key(b.op)); d != 0 {
@@ -397,12 +410,13 @@ func (c *committer) write(seq Seq, next *commit) error {
 	}
 	clear(c.writes)
 	c.writes = c.writes[:0]
-	b.add(seq, storeKey(storeSeq), binary.BigEndian.AppendUint64(nil, uint64(seq)), 0, metaTxn)
 	if x, ok := c.e.extents.toPersist(next.extent); ok {
 		b.add(seq, storeKey(storeExtent), binary.BigEndian.AppendUint32(nil, uint32(x)), 0,
 			metaTxn)
 		next.extent = x
 	}
+	// Last: assertPrefix takes a commit with it for whole.
+	b.add(seq, storeKey(storeSeq), binary.BigEndian.AppendUint64(nil, uint64(seq)), 0, metaTxn)
 	return b.commit(seq)
 }
 

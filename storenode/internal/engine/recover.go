@@ -64,7 +64,7 @@ func cutToPrefix(o Options) (Seq, error) {
 				"prefix", have, "lost from", log.first, "files", len(files)-i)
 			return have, removeFrom(o.Dir, files[i:])
 		}
-		if need := log.arenaBytes; need > arenaBytes(o.MemTableSizeBytes) {
+		if need := log.arenaBytes + log.arenaBytes/64; need > arenaBytes(o.MemTableSizeBytes) {
 			return 0, fmt.Errorf("%s needs a memtable of %d bytes: memtable_size must not be"+
 				" lowered to %d after an unclean stop; start once with the old size",
 				memPath(o.Dir, n), need, o.MemTableSizeBytes)
@@ -198,7 +198,8 @@ type memLog struct {
 	first, last Seq
 	// endBytes is where the last whole commit ends.
 	endBytes int64
-	// arenaBytes is a lower bound of the memtable it makes.
+	// arenaBytes is what its entries take in a memtable, whose nodes have random
+	// heights: about that.
 	arenaBytes int64
 }
 
@@ -212,6 +213,9 @@ const (
 	metaFinTxn     = 1 << 7
 	maxMemKeyBytes = 1 << 16
 	versionBytes   = 8
+	// nodeBytes is what an entry takes in a memtable beyond key and value: 16 for
+	// a node, 7 for its alignment, 4 for each of 1.5 levels, 3 beside the value.
+	nodeBytes = 32
 )
 
 // readMemFile reads the commits of a *.mem file up to its first tear. It must
@@ -338,7 +342,7 @@ func (m *memReader) next() (memEntry, error) {
 	m.read += int64(len(buf))
 	en.meta, en.value = meta, buf[klen:n]
 	en.version = Seq(math.MaxUint64 - binary.BigEndian.Uint64(buf[klen-versionBytes:klen]))
-	en.arenaBytes = int64(n)
+	en.arenaBytes = int64(n) + nodeBytes
 	return en, nil
 }
 

@@ -480,3 +480,37 @@ func TestTornSideFiles(t *testing.T) {
 		})
 	}
 }
+
+// A memtable that is smaller than the *.mem files of an unclean stop need is
+// refused: Badger would end the process. What the nodes of many small rows take
+// counts, and the same size is always enough.
+func TestLoweredMemtable(t *testing.T) {
+	o := engine.SmallTables(engine.Options{Dir: t.TempDir()})
+	o.MemTableSizeBytes = 256 << 10
+	e := open(t, o)
+	for i := range 3500 {
+		put(t, e, fmt.Sprint(i), "", 1)
+		if i == 0 {
+			t.Cleanup(e.HoldMemtables())
+		}
+	}
+	o.Dir = takeImage(t, o).dir
+	for size := o.MemTableSizeBytes; size >= 64<<10; size -= 8 << 10 {
+		lower := o
+		lower.Dir, lower.MemTableSizeBytes = takeImage(t, o).dir, size
+		got, err := engine.Open(lower)
+		switch {
+		case err == nil:
+			if err := got.Close(); err != nil {
+				t.Fatal(err)
+			}
+		case size == o.MemTableSizeBytes:
+			t.Fatal(err)
+		case !strings.Contains(err.Error(), "must not be lowered"):
+			t.Fatalf("%d bytes: %v", size, err)
+		}
+		if size == 64<<10 && err == nil {
+			t.Error("opened with a quarter of the memtable")
+		}
+	}
+}

@@ -32,8 +32,9 @@ type warmer struct {
 	// leastBytes is the size of a memtable below which all of it is in the
 	// cache anyway.
 	leastBytes int
-	// arenaAt is the first byte of the memtable's memory.
-	arenaAt *byte
+	// arenaAt is where the memtable's memory begins. A pointer would keep that of
+	// the one before from being freed until the next commit.
+	arenaAt uintptr
 
 	ways [warmWays]way
 }
@@ -112,8 +113,8 @@ func at[T any](p unsafe.Pointer, offset uintptr) *T { return (*T)(unsafe.Add(p, 
 // warm walks the ways of all entries.
 func (w *warmer) warm(entries []badgerEntry) {
 	list, buf := w.memtable()
-	if w.arenaAt != &buf[0] {
-		w.arenaAt = &buf[0]
+	if at := uintptr(unsafe.Pointer(&buf[0])); w.arenaAt != at {
+		w.arenaAt = at
 		useHugePages(buf)
 	}
 	if int((*skl.Skiplist)(list).MemSize()) < w.leastBytes {
