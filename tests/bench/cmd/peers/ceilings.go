@@ -33,6 +33,9 @@ func (m *match) batches() bool {
 
 func isBatches(block []event) bool { return slices.ContainsFunc(block, event.batch) }
 
+// readsRows reports whether e reads single rows, which a system may have cached.
+func (e event) readsRows() bool { return e.name == "get" || e.name == "a" || e.name == "b" }
+
 func (e event) batch() bool { return e.name == "bulkwrite" || e.name == "batchget" }
 
 // runs reports whether a system takes part in an event. Batches are for the one

@@ -137,7 +137,8 @@ func (o options) settings() []string {
 	ycsb := report.Version(absolute(os.Args[0]), "github.com/pingcap/go-ycsb")
 	return []string{
 		fmt.Sprintf("%d rows of 23 + %d bytes, keys %s; closed loops; %d rounds of %s after %s "+
-			"to warm up; systems not under test are stopped (SIGSTOP), so caches stay warm",
+			"to warm up; systems not under test are stopped (SIGSTOP), so caches stay warm, and "+
+			"before get and YCSB each reads all rows once",
 			o.keys, workload.ValueBytes, o.distribution, o.rounds, o.measured, o.warm),
 		"client and servers share the machine; loopback; 3 replicas everywhere",
 		"Ridge as shipped (Raft log fsynced), 1 GB a store, 16 ranges unless the name says " +
