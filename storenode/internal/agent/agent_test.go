@@ -41,6 +41,8 @@ type fakeHost struct {
 	suspect map[uint64]bool
 	// settle is what happens until all is decided.
 	settle func() error
+	// read is what happens until a read of its own is answered.
+	read func() error
 	// block holds calls until it is closed.
 	block chan struct{}
 }
@@ -102,7 +104,12 @@ func (h *fakeHost) DestroyReplica(context.Context, uint64, uint64) error {
 	return h.call("destroy")
 }
 
-func (h *fakeHost) CaughtUp(context.Context, uint64) error { return nil }
+func (h *fakeHost) CaughtUp(context.Context, uint64) error {
+	if h.read == nil {
+		return nil
+	}
+	return h.read()
+}
 
 func (h *fakeHost) Leader(rangeID uint64) raft.Leader {
 	h.mu.Lock()

@@ -17,8 +17,9 @@ import (
 //
 //	its span epoch >= the span epoch of its leader, all splits before decided.
 //
-// The leader's part is Evaluator.Settled: under a lease whose first entry is
-// applied here, nothing in flight. Then the log holds no split that this replica
+// The leader's part is a read of its own, so that what was in the log when its term
+// began is applied, and then Evaluator.Settled: it has the lease, and nothing is in
+// flight. Then the log holds no split that this replica
 // has not applied, whoever proposed it: those of earlier leaders come before that
 // entry, or after it and are refused. Nor does one follow: orders of a range are
 // carried out one at a time, and a split of another leader after the removal is
@@ -46,6 +47,11 @@ func (a *Agent) awaitSplits(ctx context.Context, rangeID uint64, p *metapb.Repli
 		return nil
 	}
 	led := a.d.Host.Leader(rangeID)
+	// A read first: a lease that is held here may have been lost in entries that
+	// are not applied yet, with a split after it.
+	if err := a.d.Host.CaughtUp(ctx, rangeID); err != nil {
+		return err
+	}
 	if err := a.d.Evaluator.Settled(ctx, rangeID); err != nil {
 		return err
 	}

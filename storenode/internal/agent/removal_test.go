@@ -123,6 +123,39 @@ func TestRemovalAwaitsItsOwnSplits(t *testing.T) {
 	}
 }
 
+// The lease that is held here may have been lost already, in entries that are not
+// applied yet: what is settled under it says nothing before a read has succeeded.
+func TestRemovalReadsFirst(t *testing.T) {
+	t.Parallel()
+	a, h := newTestAgent(t)
+	asked := meetPeer(t, a)
+	read := false
+	h.read = func() error { // the split of the leader between is applied
+		read = true
+		a.d.Catalog.Update(1, rangeOne(func(pb *logpb.RangeState) { pb.SpanEpoch = 5 }),
+			catalog.Applied{Index: 31})
+		return nil
+	}
+	h.settle = func() error {
+		if !read {
+			t.Error("settled before a read")
+		}
+		return nil
+	}
+	if err := a.carryOut(t.Context(), removeOrder(2, true)); !errors.Is(err, errBehind) {
+		t.Errorf("got %v, want %v", err, errBehind)
+	}
+	lost := errors.New("lost")
+	h.read = func() error { return lost }
+	before := asked.Load()
+	if err := a.carryOut(t.Context(), removeOrder(2, true)); !errors.Is(err, lost) {
+		t.Errorf("got %v, want %v", err, lost)
+	}
+	if len(h.called()) > 0 || asked.Load() != before {
+		t.Errorf("did %v, asked %d times", h.called(), asked.Load()-before)
+	}
+}
+
 // Another leader may have split the range since the replica was compared with this
 // one, even if this one leads again.
 func TestRemovalWithinATerm(t *testing.T) {

@@ -222,8 +222,9 @@ func (w *worker) launchSplit(j *job, st *catalog.State, m *logpb.Split) {
 }
 
 // Settled returns when this store holds the lease and nothing that it proposed is
-// in flight. Then the state here shows every split in the log: those of former
-// leaseholders precede the lease's own entry or are refused.
+// in flight. If it leads since before a read of its own, the state here then shows
+// every split in the log: those of former leaseholders precede the lease's own
+// entry or are refused, and the lease was not lost in entries yet to be applied.
 func (ev *Evaluator) Settled(ctx context.Context, rangeID uint64) error {
 	w, err := ev.leading(rangeID)
 	if err != nil {
