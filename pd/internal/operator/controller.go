@@ -262,8 +262,11 @@ func (o *Operator) Info(now time.Time) *pdpb.OperatorInfo {
 		Current: uint32(o.Current),
 		AgeMs:   uint64(max(0, now.Sub(o.Began)).Milliseconds()),
 	}
-	if o.Held != "" {
+	switch {
+	case o.Held != "":
 		info.Reason += "; held back: " + o.Held
+	case o.refusal != "":
+		info.Reason += "; refused, and tried again: " + o.refusal
 	}
 	for _, s := range o.Steps {
 		info.Steps = append(info.Steps, s.String())

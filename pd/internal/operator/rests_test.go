@@ -34,6 +34,9 @@ func TestFinalRefusalEnds(t *testing.T) {
 	w.refuse(&Operator{RangeID: 7, ID: o.ID + 1}, "of another operator", true)
 	w.refuse(o, "not yet", false)
 	w.advance(`1: split "m" at 5.1`)
+	if got, want := w.List(w.now)[0].GetReason(), "; refused, and tried again: not yet"; got != want {
+		t.Errorf("in flight because of %q, want %q", got, want)
+	}
 	w.refuse(o, "nothing to split", true)
 	w.advance(`ended split at "m": nothing to split`)
 	rest, ok := w.Flight().Rest(7, "split")
