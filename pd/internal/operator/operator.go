@@ -84,6 +84,9 @@ type Operator struct {
 	// Leader is the store that led the range when the operator was made: it sends
 	// the images.
 	Leader uint64
+	// RememberFor is how long balancing does not turn a copy that this operator
+	// makes back; 0 is 5 min.
+	RememberFor time.Duration
 
 	// Current is the step under way, Began and StepBegan when it started.
 	Current          int

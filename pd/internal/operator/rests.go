@@ -13,10 +13,9 @@ const (
 	// firstRest is the pause after a first failure; each further one doubles it.
 	firstRest = 2 * time.Second
 	longRest  = 10 * time.Minute
-	// recentFor is how long balancing does not turn a move back; copiedFor how long
-	// when balancing itself made the copy. It may take that long to even out much.
+	// recentFor is how long balancing does not turn a move back, unless the operator
+	// says more.
 	recentFor = 5 * time.Minute
-	copiedFor = time.Hour
 	// maxMemory bounds the rests and the recent moves that are kept. A rest that
 	// does not fit is forgotten: it is tried again sooner. So are the oldest moves.
 	maxMemory = 20_000
@@ -96,9 +95,7 @@ func (m *memory) done(o *Operator, now time.Time) {
 	key := recentKey{rangeID: o.RangeID, kind: move.Kind}
 	if move.Kind == AddLearner {
 		key.left = move.From
-		if o.Priority >= Balance {
-			move.keep = copiedFor
-		}
+		move.keep = max(recentFor, o.RememberFor)
 	}
 	if _, known := m.recent[key]; !known && len(m.recent) >= maxMemory {
 		m.forgetOldest()

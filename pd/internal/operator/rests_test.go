@@ -100,12 +100,12 @@ func TestRestsAreForgotten(t *testing.T) {
 
 // TestMovesAreRemembered: a second move of a range does not hide where the first
 // one began; of transfers only the last one counts; all are forgotten in the end,
-// copies that balancing made later than others.
+// copies whose operator says so later than others.
 func TestMovesAreRemembered(t *testing.T) {
 	w := newWorld(t)
 	m := newMemory()
-	move := func(to, from uint64, p Priority) *Operator {
-		return &Operator{RangeID: 7, By: "any", Priority: p, Steps: []Step{
+	move := func(to, from uint64, keep time.Duration) *Operator {
+		return &Operator{RangeID: 7, By: "any", Priority: Balance, RememberFor: keep, Steps: []Step{
 			{Kind: AddLearner, StoreID: to}, {Kind: Promote, StoreID: to}, {Kind: Remove, StoreID: from},
 		}}
 	}
@@ -116,7 +116,7 @@ func TestMovesAreRemembered(t *testing.T) {
 		}
 	}
 	for _, o := range []*Operator{
-		move(12, 7, Balance), move(8, 5, Repair), transfer(1, 2), transfer(2, 3),
+		move(12, 7, time.Hour), move(8, 5, 0), transfer(1, 2), transfer(2, 3),
 	} {
 		m.ended(o, w.r, "", false, w.now)
 	}
@@ -139,7 +139,7 @@ func TestMovesAreRemembered(t *testing.T) {
 	if moves, transfers = left(); !slices.Equal(moves, []uint64{7}) || len(transfers) > 0 {
 		t.Errorf("later: moved from %v, transferred from %v", moves, transfers)
 	}
-	m.forget(w.now.Add(copiedFor + 1))
+	m.forget(w.now.Add(time.Hour + 1))
 	if moves, _ = left(); len(moves) > 0 {
 		t.Errorf("in the end: moved from %v", moves)
 	}

@@ -20,6 +20,9 @@ const (
 	// It is no part of the store's load: that of many small ranges goes by many
 	// small changes.
 	hotGain = hotOps / 10
+	// coolFor is how long copies made for the load are not turned back: to spread
+	// that of many ranges may take as long.
+	coolFor = time.Hour
 	// maxHotChanges bounds the changes of one pass. Each is searched for.
 	maxHotChanges = 16
 )

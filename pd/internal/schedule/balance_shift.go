@@ -132,6 +132,7 @@ func (p *Planner) beginTogether(swap []*shift) bool {
 
 func (s *shift) operator(why string) *operator.Operator {
 	op := byHot.operator(why, s.steps)
+	op.RememberFor = coolFor
 	op.RangeID, op.Leader = s.r.Range.GetRangeId(), s.r.Leader.GetStoreId()
 	return op
 }

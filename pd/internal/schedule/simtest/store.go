@@ -113,9 +113,18 @@ func (c *Cluster) Kill(id uint64) {
 // Start starts a store that was killed.
 func (c *Cluster) Start(id uint64) {
 	c.stimulus++
-	if s := c.stores[id]; !s.alive {
-		s.boot()
+	s := c.stores[id]
+	if s.alive {
+		return
 	}
+	s.boot()
+	// PD learns of it later, and replaces what is there until then.
+	life := s.life
+	c.after(c.o.Heartbeat+c.Pass+time.Second, func() {
+		if s.alive && s.life == life {
+			c.stimulus++
+		}
+	})
 }
 
 // boot lets the store live: it says so, reports, and goes on with what it was
