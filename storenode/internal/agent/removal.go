@@ -19,11 +19,11 @@ import (
 //
 // The leader's part is a read of its own, so that what was in the log when its term
 // began is applied, and then Evaluator.Settled: it has the lease, and nothing is in
-// flight. Then the log holds no split that this replica
-// has not applied, whoever proposed it: those of earlier leaders come before that
-// entry, or after it and are refused. Nor does one follow: orders of a range are
-// carried out one at a time, and a split of another leader after the removal is
-// refused by its config-change index. One before it would need another term, and
+// flight. Then the log holds no split that this replica has not applied, whoever
+// proposed it: those of earlier leaders come before the lease's entry, or after it
+// and are refused. Nor does one follow: orders of a range are carried out one at a
+// time, and a split of another leader after the removal is refused by its
+// config-change index. One before it would need another term, and
 // the removal is proposed in the term in which the leader settled, or not at all.
 // What is left is a leader that is deposed between that look and the proposal,
 // which Raft then sends on to the next one; PD's repair of missing replicas is for

@@ -14,6 +14,21 @@ import (
 	"github.com/dgraph-io/badger/v4/y"
 )
 
+// openedEngine is an engine in a directory of its own, closed with the test.
+func openedEngine(t *testing.T) *Engine {
+	t.Helper()
+	e, err := Open(Options{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return e
+}
+
 // The types that are laid over Badger's are compared field by field; another
 // name, place or kind is found.
 func TestBadgerTypes(t *testing.T) {
@@ -102,15 +117,7 @@ func TestWriterWritesWhatTxnWrites(t *testing.T) {
 // The ways that are warmed are the ones that an insert goes: each ends at the
 // nodes between which Badger would put its key.
 func TestWarmerFindsTheWay(t *testing.T) {
-	e, err := Open(Options{Dir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := e.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
+	e := openedEngine(t)
 	random := func() []byte { return binary.BigEndian.AppendUint64(nil, rand.Uint64N(1<<14)) }
 	commit := func(rows int) {
 		w := &WriteSet{}

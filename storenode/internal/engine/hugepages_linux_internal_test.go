@@ -15,15 +15,7 @@ func TestMemtableUsesHugePages(t *testing.T) {
 	if _, err := os.Stat("/sys/kernel/mm/transparent_hugepage"); err != nil {
 		t.Skip("this kernel has no transparent huge pages")
 	}
-	e, err := Open(Options{Dir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := e.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
+	e := openedEngine(t)
 	w := &WriteSet{}
 	w.Put(20, []byte("k"), Row{CommitTS: 1})
 	if err := e.Commit(w); err != nil {
