@@ -56,6 +56,8 @@ type Engine struct {
 	health  health
 	metrics *metrics
 
+	compactions *compactionPacer
+
 	// gate lets readers into Badger until the engine is closed.
 	gate struct {
 		sync.RWMutex
@@ -102,7 +104,9 @@ func (e *Engine) open() error {
 	if err != nil {
 		return err
 	}
-	if e.db, err = badger.OpenManaged(e.opt.badger()); err != nil {
+	e.compactions = newCompactionPacer(e.opt, e.L0Tables)
+	o := e.opt.badger().WithLogger(badgerLogger{log: e.opt.Logger, compactions: e.compactions})
+	if e.db, err = badger.OpenManaged(o); err != nil {
 		return fmt.Errorf("engine: open %s: %w", e.opt.Dir, err)
 	}
 	if e.builders, err = dropBuilderPool(e.db); err != nil {
@@ -228,6 +232,7 @@ func (e *Engine) Close() error {
 
 // closeDB ends Badger, and then the pool that its first builders may have used.
 func (e *Engine) closeDB() error {
+	e.compactions.stop()
 	err := e.db.Close()
 	e.builders.Release()
 	return err

@@ -146,3 +146,6 @@ func PoolsBuilders(e *Engine) bool {
 	pool, err := dropBuilderPool(e.db)
 	return err != nil || pool != nil
 }
+
+// Compactions tells of the tables that compactions filled, and how long they paused.
+func (e *Engine) Compactions() (tables uint64, paused time.Duration) { return e.compactions.seen() }

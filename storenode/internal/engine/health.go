@@ -65,10 +65,20 @@ func (e *Engine) lookAtLevels() {
 }
 
 // Levels returns the levels of the LSM tree as last seen.
-func (e *Engine) Levels() []Level { return *e.health.levels.Load() }
+func (e *Engine) Levels() []Level {
+	if l := e.health.levels.Load(); l != nil {
+		return *l
+	}
+	return nil // Badger compacts while it is still being opened.
+}
 
 // L0Tables is the number of tables in level 0, as last seen.
-func (e *Engine) L0Tables() int { return e.Levels()[0].Tables }
+func (e *Engine) L0Tables() int {
+	if l := e.Levels(); len(l) > 0 {
+		return l[0].Tables
+	}
+	return 0
+}
 
 // stalledCommit is how long a commit may take before writers hold back.
 const stalledCommit = 500 * time.Millisecond

@@ -93,6 +93,7 @@ type sampled struct {
 	cacheHits, cacheMisses, cacheBytes     *prometheus.Desc
 	rowHits, rowMisses, rowEvictions       *prometheus.Desc
 	rowEntries, rowBytes                   *prometheus.Desc
+	compactedTables, compactionPaused      *prometheus.Desc
 }
 
 func newSampled(e *Engine) *sampled {
@@ -100,26 +101,29 @@ func newSampled(e *Engine) *sampled {
 		return prometheus.NewDesc("ridge_engine_"+name, help, labels, nil)
 	}
 	return &sampled{
-		e:             e,
-		visible:       desc("visible_seq", "The newest commit."),
-		flushed:       desc("flushed_seq", "The newest commit that is durable."),
-		floor:         desc("floor_timestamp_ms", "Where history begins, in Unix ms."),
-		stalled:       desc("stalled", "1 when writers should hold back."),
-		garbage:       desc("garbage_slices", "Slices on the garbage list."),
-		pins:          desc("pinned_seqs", "Commits that readers hold."),
-		diskUsed:      desc("disk_used_bytes", "Bytes used of the capacity."),
-		diskAvailable: desc("disk_available_bytes", "Bytes left of the capacity."),
-		levelTables:   desc("level_tables", "Tables in a level.", "level"),
-		levelBytes:    desc("level_bytes", "Size of a level.", "level"),
-		levelStale:    desc("level_stale_bytes", "Bytes a compaction could drop.", "level"),
-		cacheHits:     desc("block_cache_hits_total", "Blocks found in the cache."),
-		cacheMisses:   desc("block_cache_misses_total", "Blocks not found in the cache."),
-		cacheBytes:    desc("block_cache_bytes", "Bytes in the block cache."),
-		rowHits:       desc("row_cache_hits_total", "Point reads answered by the row cache."),
-		rowMisses:     desc("row_cache_misses_total", "Point reads that the row cache sent on."),
-		rowEvictions:  desc("row_cache_evictions_total", "Rows that made room for others."),
-		rowEntries:    desc("row_cache_entries", "Rows in the row cache."),
-		rowBytes:      desc("row_cache_bytes", "Memory of the row cache."),
+		e:               e,
+		visible:         desc("visible_seq", "The newest commit."),
+		flushed:         desc("flushed_seq", "The newest commit that is durable."),
+		floor:           desc("floor_timestamp_ms", "Where history begins, in Unix ms."),
+		stalled:         desc("stalled", "1 when writers should hold back."),
+		garbage:         desc("garbage_slices", "Slices on the garbage list."),
+		pins:            desc("pinned_seqs", "Commits that readers hold."),
+		diskUsed:        desc("disk_used_bytes", "Bytes used of the capacity."),
+		diskAvailable:   desc("disk_available_bytes", "Bytes left of the capacity."),
+		levelTables:     desc("level_tables", "Tables in a level.", "level"),
+		levelBytes:      desc("level_bytes", "Size of a level.", "level"),
+		levelStale:      desc("level_stale_bytes", "Bytes a compaction could drop.", "level"),
+		cacheHits:       desc("block_cache_hits_total", "Blocks found in the cache."),
+		cacheMisses:     desc("block_cache_misses_total", "Blocks not found in the cache."),
+		cacheBytes:      desc("block_cache_bytes", "Bytes in the block cache."),
+		rowHits:         desc("row_cache_hits_total", "Point reads answered by the row cache."),
+		rowMisses:       desc("row_cache_misses_total", "Point reads that the row cache sent on."),
+		rowEvictions:    desc("row_cache_evictions_total", "Rows that made room for others."),
+		rowEntries:      desc("row_cache_entries", "Rows in the row cache."),
+		rowBytes:        desc("row_cache_bytes", "Memory of the row cache."),
+		compactedTables: desc("compaction_tables_total", "Tables that compactions have filled."),
+		compactionPaused: desc("compaction_paused_seconds_total",
+			"Time that parts of compactions have waited to leave the processors to others."),
 	}
 }
 
@@ -129,6 +133,7 @@ func (s *sampled) Describe(ch chan<- *prometheus.Desc) {
 		s.visible, s.flushed, s.floor, s.stalled, s.garbage, s.pins, s.diskUsed, s.diskAvailable,
 		s.levelTables, s.levelBytes, s.levelStale, s.cacheHits, s.cacheMisses, s.cacheBytes,
 		s.rowHits, s.rowMisses, s.rowEvictions, s.rowEntries, s.rowBytes,
+		s.compactedTables, s.compactionPaused,
 	} {
 		ch <- d
 	}
@@ -160,9 +165,13 @@ func (s *sampled) Collect(ch chan<- prometheus.Metric) {
 		gauge(s.levelBytes, float64(l.SizeBytes), n)
 		gauge(s.levelStale, float64(l.StaleBytes), n)
 	}
-	counter := func(d *prometheus.Desc, v uint64) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v))
+	count := func(d *prometheus.Desc, v float64) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v)
 	}
+	counter := func(d *prometheus.Desc, v uint64) { count(d, float64(v)) }
+	tables, paused := e.compactions.seen()
+	counter(s.compactedTables, tables)
+	count(s.compactionPaused, paused.Seconds())
 	rows := e.rows.stats()
 	counter(s.rowHits, rows.hits)
 	counter(s.rowMisses, rows.misses)

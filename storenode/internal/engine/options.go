@@ -194,7 +194,7 @@ func orDefault[T comparable](v *T, d T) {
 // badger translates o, which must have its defaults.
 func (o Options) badger() badger.Options {
 	b := badger.DefaultOptions(o.Dir).
-		WithLogger(badgerLogger{o.Logger}).
+		WithLogger(badgerLogger{log: o.Logger}).
 		WithMetricsEnabled(false).
 		WithSyncWrites(o.SyncWrites).
 		WithDetectConflicts(false).
@@ -223,13 +223,22 @@ func (o Options) badger() badger.Options {
 }
 
 // badgerLogger hands Badger's lines on. Its progress reports are of interest
-// only when something is wrong.
-type badgerLogger struct{ log *slog.Logger }
+// only when something is wrong, and to the pacer of compactions, unless it is nil.
+type badgerLogger struct {
+	log         *slog.Logger
+	compactions *compactionPacer
+}
 
 func (l badgerLogger) Errorf(f string, a ...any)   { l.line(slog.LevelError, f, a) }
 func (l badgerLogger) Warningf(f string, a ...any) { l.line(slog.LevelWarn, f, a) }
 func (l badgerLogger) Infof(f string, a ...any)    { l.line(slog.LevelDebug, f, a) }
-func (l badgerLogger) Debugf(f string, a ...any)   { l.line(slog.LevelDebug, f, a) }
+
+func (l badgerLogger) Debugf(f string, a ...any) {
+	l.line(slog.LevelDebug, f, a)
+	if l.compactions != nil {
+		l.compactions.hear(f, a)
+	}
+}
 
 func (l badgerLogger) line(level slog.Level, f string, a []any) {
 	if ctx := context.Background(); l.log.Enabled(ctx, level) {
