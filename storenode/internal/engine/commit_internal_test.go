@@ -80,12 +80,12 @@ func TestKeyTooLongForBadger(t *testing.T) {
 
 // A memtable that was written out is garbage, though nothing is committed after
 // the commit that began the next one.
-func TestWarmerHoldsNoMemtable(t *testing.T) {
+func TestWriterHoldsNoMemtable(t *testing.T) {
 	e := openForTest(t, Options{
 		MemTableSizeBytes: 64 << 10, ValueThresholdBytes: 4 << 10,
 		BlockCacheSizeBytes: 1 << 20, smallTables: true,
 	})
-	arena := func() *byte { _, buf := e.committer.badger.warm.memtable(); return &buf[0] }
+	arena := func() *byte { m := e.committer.badger.layout.of(e.db); return &m.buf[0] }
 	first := weak.Make(arena())
 	for i := 0; first.Value() == arena(); i++ {
 		w := &WriteSet{}

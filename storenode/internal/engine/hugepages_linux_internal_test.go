@@ -21,7 +21,7 @@ func TestMemtableUsesHugePages(t *testing.T) {
 	if err := e.Commit(w); err != nil {
 		t.Fatal(err)
 	}
-	_, buf := e.committer.badger.warm.memtable()
+	buf := e.committer.badger.layout.of(e.db).buf
 	if flags := vmFlags(t, &buf[len(buf)/2]); !strings.Contains(flags, " hg") {
 		t.Errorf("the memtable's pages have the flags %q", flags)
 	}
