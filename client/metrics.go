@@ -14,6 +14,8 @@ type metrics struct {
 	retries *prometheus.CounterVec
 	// succeeded are the calls of the direct way that went well, looked up once.
 	succeeded [ops]prometheus.Observer
+	// paged is the same of the pages of scans.
+	paged prometheus.Observer
 }
 
 // newMetrics registers the metrics of a client on r. A second client on the
@@ -42,6 +44,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	for o := range ops {
 		m.succeeded[o] = m.calls.WithLabelValues(o.String(), "ok")
 	}
+	m.paged = m.calls.WithLabelValues(opPage, "ok")
 	return m, nil
 }
 
@@ -73,6 +76,18 @@ func (m *metrics) plain(o op, began time.Time, err error) {
 		return
 	}
 	m.succeeded[o].Observe(time.Since(began).Seconds())
+}
+
+// opPage names a page of a scan.
+const opPage = "scan page"
+
+// page is done for a page of a scan.
+func (m *metrics) page(began time.Time, err error) {
+	if err != nil {
+		m.done(opPage, began, err)
+		return
+	}
+	m.paged.Observe(time.Since(began).Seconds())
 }
 
 func (m *metrics) retried(k retry.Kind) { m.retries.WithLabelValues(k.String()).Inc() }

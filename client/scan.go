@@ -9,17 +9,20 @@ import (
 	"time"
 
 	"github.com/ridgekv/ridge/client/internal/retry"
-	"github.com/ridgekv/ridge/client/internal/route"
+	"github.com/ridgekv/ridge/client/internal/stream"
 	"github.com/ridgekv/ridge/proto/errs"
 	"github.com/ridgekv/ridge/proto/keys"
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
 	"github.com/ridgekv/ridge/proto/ts"
+	"github.com/ridgekv/ridge/proto/wire"
 )
 
 // Scan yields the rows of span in ascending order. The whole scan is one
 // snapshot, unless it is Stale. It ends with the span, the limit, or after it
 // yielded an error; an errs.TooOld carries the key at which another scan could
-// go on. ctx bounds the scan as a whole, Options.Timeout each page.
+// go on. ctx bounds the scan as a whole, Options.Timeout each page. The rows of a
+// page share pieces of memory of at most 64 KiB: whoever keeps a few of many should
+// clone them.
 func (c *Client) Scan(ctx context.Context, span keys.Span, opts ...Option) iter.Seq2[Row, error] {
 	return rowsOf(c.ScanPages(ctx, span, false, opts...))
 }
@@ -67,8 +70,8 @@ func (c *Client) ScanPages(
 		sc := scan{c: c, s: s, left: span, reverse: reverse}
 		for !sc.done {
 			began := time.Now()
-			page, err := sc.page(ctx)
-			c.metrics.done("scan page", began, err)
+			page, err := sc.page(ctx, began)
+			c.metrics.page(began, err)
 			if err != nil {
 				yield(Page{}, fmt.Errorf("client: scan %s: %w", span, err))
 				return
@@ -90,35 +93,160 @@ type scan struct {
 	done    bool
 }
 
-// page reads the next page.
-func (sc *scan) page(ctx context.Context) (Page, error) {
-	ctx, cancel := sc.c.bound(ctx)
-	defer cancel()
-	log := retry.NewLog(sc.c.metrics.retried)
+// page reads the next page. Its first try goes the direct way, as that of a Get
+// does.
+func (sc *scan) page(ctx context.Context, began time.Time) (Page, error) {
+	deadline, bounded := ctx.Deadline()
+	if !bounded {
+		deadline = began.Add(sc.c.o.Timeout)
+	}
+	a, part, first := sc.direct(ctx, began, deadline)
+	if first != nil && first.err == nil {
+		page, again, err := sc.take(a, part)
+		if !again {
+			return page, err
+		}
+		first = nil
+	}
+	if !bounded {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, deadline)
+		defer cancel()
+	}
+	return sc.tour(ctx, retry.NewLogSince(began, sc.c.metrics.retried), part, first, a != nil)
+}
+
+// tour reads the next page from whatever range holds it now. first, if set, is a
+// try for part that did not succeed; pin asks to take a timestamp before.
+func (sc *scan) tour(
+	ctx context.Context, log *retry.Log, part keys.Span, first *firstTry, pin bool,
+) (Page, error) {
 	for {
-		rt, err := sc.c.locate(ctx, log, sc.edge())
-		if err != nil {
-			return Page{}, err
+		if pin {
+			if err := sc.pin(ctx); err != nil {
+				return Page{}, err
+			}
 		}
-		part := rt.Span.Intersect(sc.left)
-		if err := sc.choose(ctx, part); err != nil {
-			return Page{}, err
+		var resp *kvpb.Response
+		var err error
+		if first != nil {
+			resp, err = sc.goOn(ctx, log, part, first)
+			first = nil
+		} else {
+			rt, lost := sc.c.locate(ctx, log, sc.edge())
+			if lost != nil {
+				return Page{}, lost
+			}
+			part = rt.Span.Intersect(sc.left)
+			if err := sc.choose(ctx, part); err != nil {
+				return Page{}, err
+			}
+			resp, err = sc.c.toRange(ctx, log, rt, sc.request(part))
 		}
-		resp, err := sc.ask(ctx, log, rt, part)
-		if errors.Is(err, errMoved) {
+		if pin = false; errors.Is(err, errMoved) {
 			continue
 		}
 		if err != nil {
 			return Page{}, sc.resumable(err)
 		}
-		page, again, err := sc.take(resp, part)
+		page, again, err := sc.take(scanAnswerOf(resp.GetScan()), part)
 		if !again {
 			return page, err
 		}
-		if err := sc.pin(ctx); err != nil {
-			return Page{}, err
-		}
+		pin = true
 	}
+}
+
+// goOn is toRange after a first try.
+func (sc *scan) goOn(
+	ctx context.Context, log *retry.Log, part keys.Span, first *firstTry,
+) (*kvpb.Response, error) {
+	t := tour{
+		c: sc.c, log: log, rt: first.rt, q: sc.request(part), try: sc.c.o.TryTimeout,
+		asked: []uint64{first.store}, began: log.Began(),
+	}
+	return t.goOn(ctx, first)
+}
+
+// scanAnswer is a page as a store gave it.
+type scanAnswer struct {
+	wire.ScanAnswer
+	rows []Row
+}
+
+func scanAnswerOf(r *kvpb.ScanResponse) *scanAnswer {
+	a := &scanAnswer{
+		ScanAnswer: wire.ScanAnswer{
+			More: r.GetMore(), ResumeKey: r.GetResumeKey(),
+			SnapshotTS: r.GetSnapshotTs(), Token: r.GetToken(),
+		},
+		rows: make([]Row, len(r.GetRows())),
+	}
+	for i, row := range r.GetRows() {
+		a.rows[i] = toRow(row)
+	}
+	return a
+}
+
+// decode reads an answer in its usual form, without an object for each row.
+func (a *scanAnswer) decode(b []byte) bool {
+	return a.Decode(b, func(of int, row wire.ScanRow) {
+		if a.rows == nil {
+			a.rows = make([]Row, 0, of)
+		}
+		a.rows = append(a.rows, Row{
+			Key: row.Key, Value: row.Value,
+			CommitTS: ts.Timestamp(row.CommitTS), ExpiresAt: ts.Timestamp(row.ExpiresAt),
+		})
+	})
+}
+
+// direct asks the store that is thought to lead for part of the scan, once. It
+// returns no try when there is nobody to ask without further thought.
+func (sc *scan) direct(
+	ctx context.Context, began, deadline time.Time,
+) (a *scanAnswer, part keys.Span, t *firstTry) {
+	c := sc.c
+	rt := c.routes.Find(sc.edge())
+	if rt == nil || rt.Leader == 0 || c.health.isDown(rt.Leader) {
+		return nil, part, nil
+	}
+	addr := c.routes.Known(rt.Leader)
+	part = rt.Span.Intersect(sc.left)
+	level := sc.s.consistency.level
+	if addr == "" || level == stale || level == linearizable && !part.Equal(sc.left) {
+		return nil, part, nil
+	}
+	t = &firstTry{rt: rt, store: rt.Leader}
+	call := stream.NewCall()
+	defer call.Release()
+	call.Deadline = deadline
+	if try := began.Add(c.o.TryTimeout); try.Before(deadline) {
+		call.Deadline = try
+	}
+	h := wire.Header{
+		RangeID: rt.RangeID, SpanEpoch: rt.Epoch, Token: uint64(sc.s.session.Token()),
+		Forwarded: c.o.Forwarded, TimeoutMillis: patience(call.Deadline.Sub(began)),
+	}
+	call.Request = wire.AppendScan(call.Request, &h, sc.message(part))
+	if t.err = c.streams.Send(ctx, t.store, addr, call); t.err != nil {
+		return nil, part, t
+	}
+	c.health.up(t.store)
+	a = &scanAnswer{}
+	if !a.decode(call.Response) {
+		var resp kvpb.Response
+		if err := wire.DecodeResponse(call.Response, &resp); err != nil {
+			t.err = &stream.Error{Sent: true, Err: err}
+			return nil, part, t
+		}
+		if t.err = retry.FromWire(errorOf(&resp), rt.RangeID, false); t.err != nil {
+			return nil, part, t
+		}
+		a = scanAnswerOf(resp.GetScan())
+	}
+	sc.s.session.saw(a.Token)
+	return a, part, t
 }
 
 // edge is a key in the range that comes next.
@@ -165,44 +293,51 @@ func (sc *scan) pin(ctx context.Context) error {
 	return nil
 }
 
-func (sc *scan) ask(
-	ctx context.Context, log *retry.Log, rt *route.Route, part keys.Span,
-) (*kvpb.ScanResponse, error) {
-	limit := uint64(0)
-	if sc.s.limit > 0 {
-		limit = sc.s.limit - sc.yielded
-	}
-	resp, err := sc.c.toRange(ctx, log, rt, request{
+// request asks the range of part for it.
+func (sc *scan) request(part keys.Span) request {
+	return request{
 		key: sc.edge(), session: sc.s.session, anywhere: sc.s.consistency.level == stale,
 		build: func(h *kvpb.Header) *kvpb.Request {
-			return &kvpb.Request{Body: &kvpb.Request_Scan{Scan: &kvpb.ScanRequest{
-				Header: h, Start: part.Start, End: part.End, Limit: limit, Reverse: sc.reverse,
-				KeysOnly: sc.s.keysOnly, PageBytes: sc.s.pageBytes,
-				Consistency: sc.s.consistency.proto(),
-			}}}
+			m := sc.message(part)
+			m.Header = h
+			return &kvpb.Request{Body: &kvpb.Request_Scan{Scan: m}}
 		},
-	})
-	return resp.GetScan(), err
+	}
+}
+
+// message is a request for part, without its header.
+func (sc *scan) message(part keys.Span) *kvpb.ScanRequest {
+	m := &kvpb.ScanRequest{
+		Start: part.Start, End: part.End, Reverse: sc.reverse,
+		KeysOnly: sc.s.keysOnly, PageBytes: sc.s.pageBytes,
+	}
+	if sc.s.limit > 0 {
+		m.Limit = sc.s.limit - sc.yielded
+	}
+	if sc.s.consistency.level != linearizable {
+		m.Consistency = sc.s.consistency.proto()
+	}
+	return m
 }
 
 // take moves the scan behind the page. again asks to read it once more at a
 // timestamp: it was read at the newest state of the range, it is not the last,
 // and the store did not say as of when.
-func (sc *scan) take(r *kvpb.ScanResponse, part keys.Span) (page Page, again bool, err error) {
-	rows := r.GetRows()
+func (sc *scan) take(a *scanAnswer, part keys.Span) (page Page, again bool, err error) {
+	rows := a.rows
 	full := sc.s.limit > 0 && sc.yielded+uint64(len(rows)) >= sc.s.limit
 	if full {
 		rows = rows[:sc.s.limit-sc.yielded]
 	}
-	rest := sc.rest(r, part)
-	if full && len(rows) > 0 && (len(rows) < len(r.GetRows()) || r.GetMore()) {
-		rest = sc.behind(rows[len(rows)-1].GetKey())
+	rest := sc.rest(a, part)
+	if full && len(rows) > 0 && (len(rows) < len(a.rows) || a.More) {
+		rest = sc.behind(rows[len(rows)-1].Key)
 	}
 	page.More = rest.Valid()
 	if page.More && (!sc.left.ContainsSpan(rest) || sc.left.Equal(rest)) {
 		return page, false, errs.Unavailable{Part: "progress of the scan"}
 	}
-	page.SnapshotTS = ts.Timestamp(r.GetSnapshotTs())
+	page.SnapshotTS = ts.Timestamp(a.SnapshotTS)
 	if page.More && !full && sc.s.consistency.level == linearizable {
 		if page.SnapshotTS == 0 {
 			return Page{}, true, nil
@@ -212,25 +347,22 @@ func (sc *scan) take(r *kvpb.ScanResponse, part keys.Span) (page Page, again boo
 	if sc.s.consistency.level == snapshot {
 		page.SnapshotTS = sc.s.consistency.at
 	}
-	page.Rows = make([]Row, len(rows))
-	for i, row := range rows {
-		page.Rows[i] = toRow(row)
-	}
+	page.Rows = rows
 	page.ResumeKey = sc.resumeKey(rest, page.More)
 	sc.yielded += uint64(len(rows))
 	sc.left, sc.done = rest, full || !page.More
 	return page, false, nil
 }
 
-// rest is what is left of the scan after the answer r for part; it is not
+// rest is what is left of the scan after the answer a for part; it is not
 // Valid when nothing is.
-func (sc *scan) rest(r *kvpb.ScanResponse, part keys.Span) keys.Span {
+func (sc *scan) rest(a *scanAnswer, part keys.Span) keys.Span {
 	nothing := keys.Span{Start: []byte{1}, End: []byte{0}}
 	switch {
-	case r.GetMore() && sc.reverse:
-		return keys.Span{Start: sc.left.Start, End: r.GetResumeKey()}
-	case r.GetMore():
-		return keys.Span{Start: r.GetResumeKey(), End: sc.left.End}
+	case a.More && sc.reverse:
+		return keys.Span{Start: sc.left.Start, End: a.ResumeKey}
+	case a.More:
+		return keys.Span{Start: a.ResumeKey, End: sc.left.End}
 	case sc.reverse && len(part.Start) > 0:
 		return keys.Span{Start: sc.left.Start, End: part.Start}
 	case !sc.reverse && len(part.End) > 0:

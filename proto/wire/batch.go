@@ -29,7 +29,7 @@ func plainHeader(h *kvpb.Header) Header {
 	}
 }
 
-// appendBatch appends a BatchGet or a BulkWrite that this process has made, so
+// appendBatch appends a BatchGet, a BulkWrite or a Scan that this process has made, so
 // there are no fields in it that this version does not know. It returns nil for
 // any other request.
 func appendBatch(b []byte, m *kvpb.Request) []byte {
@@ -44,6 +44,8 @@ func appendBatch(b []byte, m *kvpb.Request) []byte {
 			return nil
 		}
 		return appendBulkWrite(b, body.BulkWrite)
+	case *kvpb.Request_Scan:
+		return appendScan(b, body.Scan)
 	}
 	return nil
 }
@@ -113,13 +115,8 @@ func (d *decoder) header() *kvpb.Header {
 	if h.b == nil {
 		return nil
 	}
-	out := &kvpb.Header{
-		RangeId: h.uint(tagRangeID), SpanEpoch: h.uint(tagEpoch), Token: h.uint(tagToken),
-		Forwarded: h.uint(tagForward) != 0,
-	}
-	timeout := h.uint(tagTimeout)
-	out.TimeoutMs = uint32(timeout)
-	if !h.end() || timeout>>32 != 0 {
+	out := &kvpb.Header{}
+	if !h.headerInto(out) {
 		return nil
 	}
 	return out
@@ -258,7 +255,7 @@ func batchGetResponse(b []byte) *kvpb.BatchGetResponse {
 	if n > 0 {
 		r.Rows = make([]*kvpb.Row, n)
 	}
-	var a arena
+	a := arena{pieceBytes: batchPieceBytes}
 	for i := range slab {
 		row := &slab[i]
 		f := decoder{b: d.bytes(tagRows)}
@@ -279,19 +276,23 @@ func batchGetResponse(b []byte) *kvpb.BatchGetResponse {
 
 // arena clones several small things into one piece of memory, which bounds what
 // whoever keeps one of them keeps alive.
-type arena struct{ free []byte }
+type arena struct {
+	pieceBytes int
+	free       []byte
+}
 
-const arenaBytes = 4 << 10
+// batchPieceBytes is the piece of a BatchGet.
+const batchPieceBytes = 4 << 10
 
 func (a *arena) clone(b []byte) []byte {
 	if b == nil {
 		return nil
 	}
-	if len(b) > arenaBytes/4 {
+	if len(b) > a.pieceBytes/4 {
 		return append([]byte(nil), b...)
 	}
 	if len(b) > cap(a.free)-len(a.free) {
-		a.free = make([]byte, 0, arenaBytes)
+		a.free = make([]byte, 0, a.pieceBytes)
 	}
 	at := len(a.free)
 	a.free = append(a.free, b...)

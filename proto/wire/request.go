@@ -201,6 +201,7 @@ type slabs struct {
 	gets    []getRequest
 	puts    []putRequest
 	deletes []deleteRequest
+	scans   []scanRequest
 }
 
 // slabLen bounds what a single slow request keeps alive.
@@ -276,6 +277,10 @@ func (s *slabs) request(b []byte) *kvpb.Request {
 		x.body.Delete = &x.del
 		x.request.Id, x.request.Body = id, &x.body
 		return &x.request
+	case tagScan:
+		if body := d.bytes(tag); d.end() {
+			return s.scan(id, body)
+		}
 	case tagBatchGet, tagBulkWrite:
 		return batch(id, d)
 	}
@@ -295,16 +300,7 @@ type keyed struct {
 func (k *keyed) decode(b []byte, kind byte) bool {
 	d := decoder{b: b}
 	h := decoder{b: d.bytes(tagHeader)}
-	if h.b == nil {
-		return false
-	}
-	k.header.RangeId = h.uint(tagRangeID)
-	k.header.SpanEpoch = h.uint(tagEpoch)
-	k.header.Token = h.uint(tagToken)
-	k.header.Forwarded = h.uint(tagForward) != 0
-	timeout := h.uint(tagTimeout)
-	k.header.TimeoutMs = uint32(timeout)
-	if !h.end() || timeout>>32 != 0 {
+	if h.b == nil || !h.headerInto(k.header) {
 		return false
 	}
 	k.key = d.bytes(tagKey)
@@ -321,6 +317,17 @@ func (k *keyed) decode(b []byte, kind byte) bool {
 		}
 	}
 	return d.end()
+}
+
+// headerInto reads the fields of a header.
+func (d *decoder) headerInto(h *kvpb.Header) bool {
+	h.RangeId = d.uint(tagRangeID)
+	h.SpanEpoch = d.uint(tagEpoch)
+	h.Token = d.uint(tagToken)
+	h.Forwarded = d.uint(tagForward) != 0
+	timeout := d.uint(tagTimeout)
+	h.TimeoutMs = uint32(timeout)
+	return d.end() && timeout>>32 == 0
 }
 
 // decoder reads optional fields in ascending order from the front of b.

@@ -63,6 +63,8 @@ func plain(r *kvpb.Response) bool {
 		return b.BatchGet != nil && b.BatchGet.Error == nil
 	case *kvpb.Response_BulkWrite:
 		return b.BulkWrite != nil && b.BulkWrite.Error == nil
+	case *kvpb.Response_Scan:
+		return b.Scan != nil && b.Scan.Error == nil
 	}
 	return false
 }
@@ -86,6 +88,8 @@ func responseSize(r *kvpb.Response) int {
 		return n + embedded(batchGetSize(b.BatchGet))
 	case *kvpb.Response_BulkWrite:
 		return n + embedded(bulkWriteSize(b.BulkWrite))
+	case *kvpb.Response_Scan:
+		return n + embedded(scanSize(b.Scan))
 	}
 	return n
 }
@@ -134,6 +138,9 @@ func appendResponse(b []byte, r *kvpb.Response) ([]byte, error) {
 	case *kvpb.Response_BulkWrite:
 		b = binary.AppendUvarint(append(b, tagBulkWrite), uint64(bulkWriteSize(body.BulkWrite)))
 		b = appendBulkWriteResponse(b, body.BulkWrite)
+	case *kvpb.Response_Scan:
+		b = binary.AppendUvarint(append(b, tagScan), uint64(scanSize(body.Scan)))
+		b = appendScanResponse(b, body.Scan)
 	}
 	return b, nil
 }

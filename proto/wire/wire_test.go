@@ -35,7 +35,7 @@ func request(t *rapid.T) *kvpb.Request {
 	if rapid.IntRange(0, 9).Draw(t, "no header") == 0 {
 		h = nil
 	}
-	switch rapid.IntRange(0, 6).Draw(t, "kind") {
+	switch rapid.IntRange(0, 7).Draw(t, "kind") {
 	case 0:
 		g := &kvpb.GetRequest{Header: h, Key: data(t, "key")}
 		if rapid.Bool().Draw(t, "consistency") {
@@ -66,6 +66,16 @@ func request(t *rapid.T) *kvpb.Request {
 		r.Body = &kvpb.Request_BulkWrite{BulkWrite: &kvpb.BulkWriteRequest{
 			Header: h, Mutations: rapid.SliceOfN(rapid.Custom(mutation), 0, 5).Draw(t, "rows"),
 		}}
+	case 6:
+		s := &kvpb.ScanRequest{
+			Header: h, Start: data(t, "start"), End: data(t, "end"), Limit: edges.Draw(t, "limit"),
+			Reverse: rapid.Bool().Draw(t, "reverse"), KeysOnly: rapid.Bool().Draw(t, "keys only"),
+			PageBytes: rapid.Uint32().Draw(t, "page"),
+		}
+		if rapid.Bool().Draw(t, "consistency") {
+			s.Consistency = &kvpb.Consistency{Level: 2, SnapshotTs: edges.Draw(t, "at")}
+		}
+		r.Body = &kvpb.Request_Scan{Scan: s}
 	}
 	return r
 }
@@ -90,7 +100,7 @@ func response(t *rapid.T) *kvpb.Response {
 	if rapid.IntRange(0, 4).Draw(t, "error") == 0 {
 		e = &kvpb.Error{Message: "no", Applied: kvpb.Applied_APPLIED_NO}
 	}
-	switch rapid.IntRange(0, 7).Draw(t, "kind") {
+	switch rapid.IntRange(0, 8).Draw(t, "kind") {
 	case 0:
 		g := &kvpb.GetResponse{Error: e, Token: edges.Draw(t, "token")}
 		if g.Found = rapid.Bool().Draw(t, "found"); g.Found {
@@ -117,6 +127,12 @@ func response(t *rapid.T) *kvpb.Response {
 	case 6:
 		r.Body = &kvpb.Response_BulkWrite{BulkWrite: &kvpb.BulkWriteResponse{
 			Error: e, AppliedCount: edges.Draw(t, "applied"), CommitTs: edges.Draw(t, "c"),
+		}}
+	case 7:
+		r.Body = &kvpb.Response_Scan{Scan: &kvpb.ScanResponse{
+			Error: e, Rows: rapid.SliceOfN(rapid.Custom(row), 0, 40).Draw(t, "rows"),
+			More: rapid.Bool().Draw(t, "more"), ResumeKey: data(t, "resume"),
+			SnapshotTs: edges.Draw(t, "at"), Token: edges.Draw(t, "token"),
 		}}
 	}
 	return r
@@ -220,7 +236,12 @@ func TestAnswersSameAsProtobuf(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		want := &kvpb.StreamResponse{Responses: rapid.SliceOfN(
 			rapid.Custom(response), 0, 40).Draw(t, "responses")}
-		s, err := Codec{}.Marshal(Responses{want})
+		made := want
+		if rapid.Bool().Draw(t, "encoded rows") {
+			made = encodedRowsOf(want)
+			standardWay(t, made, want)
+		}
+		s, err := Codec{}.Marshal(Responses{made})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -238,6 +259,7 @@ func TestAnswersSameAsProtobuf(t *testing.T) {
 				t.Fatalf("answer %d: id %d, want %d", n, id, want.Responses[n].Id)
 			}
 			checkAnswer(t, one, want.Responses[n])
+			checkScan(t, one, want.Responses[n], true)
 			n++
 		})
 		if err != nil || n != len(want.Responses) {
@@ -318,6 +340,10 @@ func FuzzRequests(f *testing.F) {
 		{Id: 1, Body: &kvpb.Request_Get{Get: &kvpb.GetRequest{
 			Header: &kvpb.Header{TimeoutMs: 5}, Consistency: &kvpb.Consistency{Level: 1},
 		}}},
+		{Id: 2, Body: &kvpb.Request_Scan{Scan: &kvpb.ScanRequest{
+			Header: &kvpb.Header{RangeId: 5}, Start: []byte("a"), End: []byte("b"), Limit: 9,
+			Reverse: true, KeysOnly: true, PageBytes: 7,
+		}}},
 	}})
 	f.Add(seed)
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -340,6 +366,10 @@ func FuzzAnswer(f *testing.F) {
 		{Id: 1 << 40, Body: &kvpb.Response_Get{Get: &kvpb.GetResponse{
 			Found: true, Row: &kvpb.Row{Key: []byte("k"), Value: []byte("v"), CommitTs: 9}, Token: 3,
 		}}},
+		{Id: 1 << 30, Body: &kvpb.Response_Scan{Scan: &kvpb.ScanResponse{
+			Rows: []*kvpb.Row{{Key: []byte("k"), Value: []byte("v"), CommitTs: 9}, {}}, More: true,
+			ResumeKey: []byte("l"), Token: 3,
+		}}},
 	} {
 		seed, _ := proto.Marshal(r)
 		f.Add(seed)
@@ -348,11 +378,13 @@ func FuzzAnswer(f *testing.F) {
 		want := &kvpb.Response{}
 		if proto.Unmarshal(b, want) != nil {
 			var a Answer
-			if a.Decode(b) {
+			var s ScanAnswer
+			if a.Decode(b) || s.Decode(b, func(int, ScanRow) {}) {
 				t.Fatal("a broken answer was decoded")
 			}
 			return
 		}
+		checkScan(t, b, want, false)
 		var a Answer
 		if a.Decode(b) {
 			checkAnswer(t, b, want)
@@ -526,11 +558,14 @@ func checkWhole(t fataler, b []byte, want *kvpb.Response) {
 }
 
 // many reports whether r answers a request for many rows.
-func many(r *kvpb.Response) bool { return r.GetBatchGet() != nil || r.GetBulkWrite() != nil }
+func many(r *kvpb.Response) bool {
+	return r.GetBatchGet() != nil || r.GetBulkWrite() != nil || r.GetScan() != nil
+}
 
 // checkDecoded is checkAnswer for encodings that Decode may leave to the library.
 func checkDecoded(t fataler, b []byte, want *kvpb.Response) {
 	checkWhole(t, b, want)
+	checkScan(t, b, want, false)
 	var a Answer
 	if a.Decode(b) {
 		checkAnswer(t, b, want)

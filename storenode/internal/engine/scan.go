@@ -39,8 +39,9 @@ type KeyRow struct {
 	Row Row
 }
 
-// A scan reads chunk after chunk and closes its iterator before it yields, so
-// that a slow consumer holds no memtable. Chunks grow to these sizes.
+// A scan reads chunk after chunk and closes its iterator between them, so that a
+// slow consumer, which gets copies meanwhile, holds no memtable. Chunks grow to
+// these sizes.
 const (
 	firstChunkRows = 64
 	maxChunkRows   = 1024
@@ -57,31 +58,104 @@ const (
 // After an error it ends.
 func (v View) Scan(o ScanOptions) iter.Seq2[KeyRow, error] {
 	return func(yield func(KeyRow, error) bool) {
-		if o.Context == nil {
-			o.Context = context.Background()
-		}
-		release, err := v.e.pins.hold(v.seq)
+		var c chunk
+		err := v.scan(o, c.begin, c.add, func() bool {
+			for _, r := range c.rows {
+				if !yield(r, nil) {
+					return false
+				}
+			}
+			return true
+		})
 		if err != nil {
 			yield(KeyRow{}, err)
-			return
 		}
-		defer release()
-		left := o.Limit
-		for i := range o.Slices {
-			s := o.Slices[i]
-			if o.Reverse {
-				s = o.Slices[len(o.Slices)-1-i]
+	}
+}
+
+// Visit calls each with the rows that Scan would yield until it returns false.
+// Key and value are good until each returns: nothing is copied, so each runs while
+// an iterator is open. It must not wait for anything.
+func (v View) Visit(o ScanOptions, each func(key []byte, row Row) bool) error {
+	return v.scan(o, func(int) {}, each, func() bool { return true })
+}
+
+// scan reads chunk after chunk: it calls begin with the rows that a chunk may
+// have, take with each row, and settle when the iterator is closed again. Both of
+// the latter return false to end the scan.
+func (v View) scan(
+	o ScanOptions, begin func(rows int), take func(key []byte, row Row) bool, settle func() bool,
+) error {
+	if o.Context == nil {
+		o.Context = context.Background()
+	}
+	release, err := v.e.pins.hold(v.seq)
+	if err != nil {
+		return err
+	}
+	defer release()
+	left := o.Limit
+	for i := range o.Slices {
+		x := o.Slices[i]
+		if o.Reverse {
+			x = o.Slices[len(o.Slices)-1-i]
+		}
+		span := x.Span.Intersect(o.Span)
+		if !span.Valid() {
+			continue
+		}
+		s := newScanner(v, o, boundsOf(kindData, x.Extent, span))
+		s.row = take
+		for chunkRows := firstChunkRows; !s.ends; chunkRows *= 4 {
+			s.chunkRows = min(chunkRows, maxChunkRows)
+			if o.Limit > 0 {
+				s.chunkRows = min(left, maxChunkRows)
 			}
-			span := s.Span.Intersect(o.Span)
-			if !span.Valid() {
-				continue
+			begin(s.chunkRows)
+			if err := s.readChunk(); err != nil {
+				return err
 			}
-			sc := newScanner(v, o, boundsOf(kindData, s.Extent, span))
-			if !sc.yieldAll(&left, yield) {
-				return
+			left -= s.taken
+			if !settle() || s.over || o.Limit > 0 && left == 0 {
+				return nil
 			}
 		}
 	}
+	return nil
+}
+
+// chunk holds copies of rows.
+type chunk struct {
+	max   int
+	rows  []KeyRow
+	block []byte
+}
+
+func (c *chunk) begin(rows int) {
+	c.max, c.rows, c.block = rows, make([]KeyRow, 0, rows), nil
+}
+
+func (c *chunk) add(key []byte, row Row) bool {
+	row.Value = c.copy(row.Value)
+	c.rows = append(c.rows, KeyRow{Key: c.copy(key), Row: row})
+	return true
+}
+
+// copy puts b into a block that the rows of a chunk share.
+func (c *chunk) copy(b []byte) []byte {
+	if b == nil {
+		return nil
+	}
+	if len(b) > cap(c.block)-len(c.block) {
+		blockBytes := min(16<<10, max(512, c.max*128))
+		if len(b) > blockBytes/4 {
+			return append(make([]byte, 0, len(b)), b...)
+		}
+		c.block = make([]byte, 0, blockBytes)
+	}
+	from := len(c.block)
+	c.block = append(c.block, b...)
+	return c.block[from:len(c.block):len(c.block)]
 }
 
 // scanner reads one slice.
@@ -89,51 +163,29 @@ type scanner struct {
 	v View
 	o ScanOptions
 	b bounds
+	// row takes the rows; it returns false to end the scan, and then over is set.
+	row  func(key []byte, row Row) bool
+	over bool
 	// pos is where the next chunk begins: the first key of it forward, the
 	// key above it in reverse.
 	pos  []byte
 	ends bool
 
 	chunkRows int
-	rows      []KeyRow
-	sizeBytes int
-	deadline  time.Time
-	items     int
-	block     []byte
+	// taken, sizeBytes and items count what the chunk has, and passed.
+	taken, sizeBytes, items int
+	deadline                time.Time
 }
 
 func newScanner(v View, o ScanOptions, b bounds) *scanner {
-	s := &scanner{v: v, o: o, b: b, pos: b.lo, chunkRows: firstChunkRows}
+	s := &scanner{v: v, o: o, b: b, pos: b.lo}
 	if o.Reverse {
 		s.pos = b.hi
 	}
 	return s
 }
 
-// yieldAll reads the slice to its end. It returns false when the scan is over.
-func (s *scanner) yieldAll(left *int, yield func(KeyRow, error) bool) bool {
-	for !s.ends {
-		if s.o.Limit > 0 {
-			s.chunkRows = min(*left, maxChunkRows)
-		}
-		if err := s.readChunk(); err != nil {
-			yield(KeyRow{}, err)
-			return false
-		}
-		for _, r := range s.rows {
-			if !yield(r, nil) {
-				return false
-			}
-			if *left--; *left == 0 {
-				return false
-			}
-		}
-		s.chunkRows = min(s.chunkRows*4, maxChunkRows)
-	}
-	return true
-}
-
-// readChunk fills rows and closes the iterator again.
+// readChunk hands on the rows of a chunk and closes the iterator again.
 func (s *scanner) readChunk() error {
 	if err := s.v.e.enter(); err != nil {
 		return err
@@ -142,8 +194,7 @@ func (s *scanner) readChunk() error {
 	if err := s.o.Context.Err(); err != nil {
 		return fmt.Errorf("engine: scan: %w", err)
 	}
-	s.rows, s.sizeBytes, s.items = make([]KeyRow, 0, s.chunkRows), 0, 0
-	s.block = nil
+	s.taken, s.sizeBytes, s.items = 0, 0, 0
 	s.deadline = time.Now().Add(chunkTime)
 	it := s.v.txn.NewIterator(badger.IteratorOptions{
 		Prefix: s.b.prefix, Reverse: s.o.Reverse, AllVersions: s.o.At != 0,
@@ -296,7 +347,7 @@ func (s *scanner) resumeAfter(key []byte) {
 
 // full reports that the chunk should end here.
 func (s *scanner) full() (bool, error) {
-	if len(s.rows) >= s.chunkRows || s.sizeBytes >= chunkSizeBytes {
+	if s.over || s.taken >= s.chunkRows || s.sizeBytes >= chunkSizeBytes {
 		return true, nil
 	}
 	if s.items++; s.items%checkItems != 0 {
@@ -308,28 +359,13 @@ func (s *scanner) full() (bool, error) {
 	return time.Now().After(s.deadline), nil
 }
 
-// take copies a row into the chunk.
+// take hands a row on.
 func (s *scanner) take(rawKey []byte, row Row) {
-	key := s.copy(rawKey[extentSizeBytes:])
+	key := rawKey[extentSizeBytes:]
 	if s.o.KeysOnly {
 		row.Value = nil
-	} else {
-		row.Value = s.copy(row.Value)
 	}
+	s.taken++
 	s.sizeBytes += len(key) + len(row.Value)
-	s.rows = append(s.rows, KeyRow{Key: key, Row: row})
-}
-
-// copy puts b into a block that the rows of a chunk share.
-func (s *scanner) copy(b []byte) []byte {
-	if len(b) > cap(s.block)-len(s.block) {
-		blockBytes := min(16<<10, max(512, s.chunkRows*128))
-		if len(b) > blockBytes/4 {
-			return append(make([]byte, 0, len(b)), b...)
-		}
-		s.block = make([]byte, 0, blockBytes)
-	}
-	from := len(s.block)
-	s.block = append(s.block, b...)
-	return s.block[from:len(s.block):len(s.block)]
+	s.over = !s.row(key, row)
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/ridgekv/ridge/proto/errs"
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
+	"github.com/ridgekv/ridge/proto/wire"
 	"github.com/ridgekv/ridge/storenode/internal/apply"
 )
 
@@ -13,7 +14,12 @@ func (s *testStore) header() *kvpb.Header { return &kvpb.Header{RangeId: rangeOn
 
 func (s *testStore) send(req *kvpb.Request) <-chan *kvpb.Response {
 	out := make(chan *kvpb.Response, 2) // a second answer would be seen
-	s.ev.Submit(req, func(r *kvpb.Response) { out <- r })
+	s.ev.Submit(req, func(r *kvpb.Response) {
+		if scan := r.GetScan(); scan != nil {
+			scan.Rows, _ = wire.ScanRows(scan)
+		}
+		out <- r
+	})
 	return out
 }
 

@@ -319,12 +319,9 @@ func (g *gather) answerBatch(ks [][]byte) (*kvpb.Response, error) {
 	return &kvpb.Response{Body: &kvpb.Response_BatchGet{BatchGet: out}}, nil
 }
 
-func rowProto(key []byte, row engine.Row, keysOnly bool) *kvpb.Row {
-	out := &kvpb.Row{
-		Key: key, CommitTs: uint64(row.CommitTS), ExpiresAt: uint64(row.ExpiresAt),
+func rowProto(key []byte, row engine.Row) *kvpb.Row {
+	return &kvpb.Row{
+		Key: key, Value: row.Value,
+		CommitTs: uint64(row.CommitTS), ExpiresAt: uint64(row.ExpiresAt),
 	}
-	if !keysOnly {
-		out.Value = row.Value
-	}
-	return out
 }

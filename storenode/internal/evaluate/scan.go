@@ -1,10 +1,13 @@
 package evaluate
 
 import (
+	"bytes"
 	"context"
+	"sync"
 
 	"github.com/ridgekv/ridge/proto/keys"
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
+	"github.com/ridgekv/ridge/proto/wire"
 	"github.com/ridgekv/ridge/storenode/internal/engine"
 )
 
@@ -15,39 +18,91 @@ const (
 	examineMax = 50_000
 )
 
+// pageBuffers are what pages are made in, before their length is known.
+var pageBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// maxKeptBytes is the largest of them that is used again.
+const maxKeptBytes = 64 << 10
+
 // page answers one page of a scan. It holds at least one row if there is one,
-// so a scan always comes on.
+// so a scan always comes on. Its rows are encoded where the engine shows them:
+// the answer is one piece of memory, whatever their number.
 func (g *gather) page(c *call) (*kvpb.Response, error) {
-	r := c.req.GetScan()
-	limitBytes := int(r.GetPageBytes())
-	if limitBytes == 0 {
-		limitBytes = g.w.ev.limits.PageBytes
+	buffer := pageBuffers.Get().(*[]byte)
+	p := pageWriter{g: g, r: c.req.GetScan(), rows: (*buffer)[:0]}
+	p.limitBytes = int(p.r.GetPageBytes())
+	if p.limitBytes == 0 {
+		p.limitBytes = g.w.ev.limits.PageBytes
 	}
-	limitBytes = min(limitBytes, maxPageBytes)
-	out := &kvpb.ScanResponse{SnapshotTs: uint64(g.at)}
-	size, examined := 0, 0
-	var last []byte // the last key looked at
-	for kr, err := range g.view.Scan(g.scanOptions(c)) {
-		if err != nil {
-			return nil, err
-		}
-		fullPage := len(out.Rows) > 0 &&
-			(size+len(kr.Key)+len(kr.Row.Value)+rowOverheadBytes > limitBytes ||
-				r.GetLimit() > 0 && uint64(len(out.Rows)) >= r.GetLimit())
-		if fullPage || examined >= examineMax {
-			out.More, out.ResumeKey = true, resumeAt(kr.Key, last, r.GetReverse())
-			break
-		}
-		last = kr.Key
-		examined++
-		if !g.keep(kr.Row) {
-			continue
-		}
-		out.Rows = append(out.Rows, rowProto(kr.Key, kr.Row, r.GetKeysOnly()))
-		size += len(kr.Key) + len(kr.Row.Value) + rowOverheadBytes
+	p.limitBytes = min(p.limitBytes, maxPageBytes)
+	err := g.view.Visit(g.scanOptions(c), p.add)
+	if cap(p.rows) <= maxKeptBytes {
+		*buffer = p.rows
 	}
-	out.Token = g.token(true)
-	return &kvpb.Response{Body: &kvpb.Response_Scan{Scan: out}}, nil
+	defer pageBuffers.Put(buffer)
+	if err != nil {
+		return nil, err
+	}
+	a := &scanAnswer{}
+	a.response.Body, a.body.Scan = &a.body, &a.scan
+	a.scan.SnapshotTs, a.scan.Token = uint64(g.at), g.token(true)
+	a.scan.More, a.scan.ResumeKey = p.more, p.resumeKey
+	wire.SetScanRows(&a.scan, append([]byte(nil), p.rows...))
+	return &a.response, nil
+}
+
+// scanAnswer is the answer to a Scan in one piece of memory, beside its rows.
+type scanAnswer struct {
+	response kvpb.Response
+	body     kvpb.Response_Scan
+	scan     kvpb.ScanResponse
+}
+
+// pageWriter makes one page.
+type pageWriter struct {
+	g          *gather
+	r          *kvpb.ScanRequest
+	limitBytes int
+	// rows are count rows, encoded.
+	rows            []byte
+	count, examined uint64
+	// sizeBytes is what the rows count for.
+	sizeBytes int
+	// last is the last key looked at, for reverse scans.
+	last      []byte
+	more      bool
+	resumeKey []byte
+}
+
+// add takes the next row; it returns false when the page was full before.
+func (p *pageWriter) add(key []byte, row engine.Row) bool {
+	sizeBytes := len(key) + len(row.Value) + rowOverheadBytes
+	full := p.count > 0 && (p.sizeBytes+sizeBytes > p.limitBytes ||
+		p.r.GetLimit() > 0 && p.count >= p.r.GetLimit())
+	if full || p.examined >= examineMax {
+		p.more, p.resumeKey = true, p.resumeAt(key)
+		return false
+	}
+	p.examined++
+	if p.r.GetReverse() {
+		p.last = append(p.last[:0], key...)
+	}
+	if p.g.keep(row) {
+		p.rows = wire.AppendScanRow(
+			p.rows, key, row.Value, uint64(row.CommitTS), uint64(row.ExpiresAt))
+		p.count++
+		p.sizeBytes += sizeBytes
+	}
+	return true
+}
+
+// resumeAt is where the next page begins: at the first key not answered, or
+// for reverse scans below the last one that was.
+func (p *pageWriter) resumeAt(next []byte) []byte {
+	if p.r.GetReverse() {
+		return p.last
+	}
+	return bytes.Clone(next)
 }
 
 // scanOptions reads no further ahead than the page can need.
@@ -62,13 +117,4 @@ func (g *gather) scanOptions(c *call) engine.ScanOptions {
 		o.Limit = int(n) + 1
 	}
 	return o
-}
-
-// resumeAt is where the next page begins: at the first key not answered, or
-// for reverse scans below the last one that was.
-func resumeAt(next, last []byte, reverse bool) []byte {
-	if reverse {
-		return last
-	}
-	return next
 }

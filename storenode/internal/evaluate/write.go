@@ -255,7 +255,7 @@ func (w *worker) decideSwap(
 	case matches:
 		d.effects = []apply.Effect{put(r.GetKey(), r.GetValue(), r.GetTtlMs(), w.born(commitTS))}
 	case found:
-		resp.Found, resp.Current = true, rowProto(r.GetKey(), row, false)
+		resp.Found, resp.Current = true, rowProto(r.GetKey(), row)
 		resp.Token = uint64(row.CommitTS)
 		return d, nil
 	default:

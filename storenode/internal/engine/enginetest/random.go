@@ -108,7 +108,14 @@ func (r *round) compare(got, want View) {
 		if !o.Span.Valid() {
 			o.Span.End = nil
 		}
-		r.same("scan", fmt.Sprintf("%+v", o), nil, scanText(got, o), scanText(want, o))
+		rows := scanRows(want, o)
+		r.same("scan", fmt.Sprintf("%+v", o), nil, fmt.Sprint(scanRows(got, o)), fmt.Sprint(rows))
+		if v, ok := got.(engine.View); ok {
+			end := rapid.IntRange(1, 4).Draw(r.T, "visits")
+			visited, err := visitRows(v, o, end)
+			r.same("visit", fmt.Sprintf("%d of %+v", end, o), err,
+				fmt.Sprint(visited), fmt.Sprint(rows[:min(end, len(rows))]))
+		}
 		s := engine.Slice{Extent: x, Span: o.Span}
 		r.same("versions", s.String(), nil, versionText(got, s), versionText(want, s))
 	}
@@ -129,13 +136,27 @@ func (r *round) same(what, where string, err error, got, want string) {
 	}
 }
 
-func scanText(v View, o engine.ScanOptions) string {
+func scanRows(v View, o engine.ScanOptions) []string {
 	var out []string
 	for row, err := range v.Scan(o) {
-		out = append(out, fmt.Sprintf("%q=%s/%d %v",
-			row.Key, text(row.Row, true), row.Row.ExpiresAt, err))
+		out = append(out, rowText(row.Key, row.Row)+fmt.Sprint(err))
 	}
-	return fmt.Sprint(out)
+	return out
+}
+
+func rowText(key []byte, row engine.Row) string {
+	return fmt.Sprintf("%q=%s/%d ", key, text(row, true), row.ExpiresAt)
+}
+
+// visitRows is scanRows of the first rows by Visit.
+func visitRows(v engine.View, o engine.ScanOptions, end int) ([]string, error) {
+	var out []string
+	var err error
+	err = v.Visit(o, func(key []byte, row engine.Row) bool {
+		out = append(out, rowText(key, row)+fmt.Sprint(err))
+		return len(out) < end
+	})
+	return out, err
 }
 
 func versionText(v View, s engine.Slice) string {
