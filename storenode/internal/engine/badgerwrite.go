@@ -13,10 +13,10 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// This file, memtable.go, insert.go, memlog.go and builders.go are the only ones that
-// reach past Badger's public interface. newBadgerWriter refuses to work with a Badger
-// whose types are not the ones below and in memtable.go; linkname.s lets the compiler
-// accept a function without a body.
+// This file, badgerread.go, memtable.go, insert.go, memlog.go and builders.go are the
+// only ones that reach past Badger's public interface. newBadgerWriter refuses to work
+// with a Badger whose types are not the ones below and in memtable.go; linkname.s lets
+// the compiler accept a function without a body.
 
 // writeRequests is what Badger's own writer calls with the requests of its
 // transactions, from one goroutine at a time. As nothing else in this package

@@ -109,6 +109,9 @@ func (e *Engine) open() error {
 	if e.db, err = badger.OpenManaged(o); err != nil {
 		return fmt.Errorf("engine: open %s: %w", e.opt.Dir, err)
 	}
+	if err := checkBadgerIterator(); err != nil {
+		return err
+	}
 	if e.builders, err = dropBuilderPool(e.db); err != nil {
 		return err
 	}

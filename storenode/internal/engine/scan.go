@@ -175,6 +175,8 @@ type scanner struct {
 	// taken, sizeBytes and items count what the chunk has, and passed.
 	taken, sizeBytes, items int
 	deadline                time.Time
+	// now is when the chunk began, in seconds, as Badger tells expired entries.
+	now uint64
 }
 
 func newScanner(v View, o ScanOptions, b bounds) *scanner {
@@ -195,20 +197,20 @@ func (s *scanner) readChunk() error {
 		return fmt.Errorf("engine: scan: %w", err)
 	}
 	s.taken, s.sizeBytes, s.items = 0, 0, 0
-	s.deadline = time.Now().Add(chunkTime)
+	now := time.Now()
+	s.deadline, s.now = now.Add(chunkTime), uint64(now.Unix())
 	it := s.v.txn.NewIterator(badger.IteratorOptions{
 		Prefix: s.b.prefix, Reverse: s.o.Reverse, AllVersions: s.o.At != 0,
 	})
 	defer it.Close()
-	it.Seek(s.pos)
 	var err error
 	switch {
+	case !s.o.Reverse:
+		err = s.forward(merged(it))
 	case s.o.At == 0:
-		err = s.newest(it)
-	case s.o.Reverse:
-		err = s.reverseAt(it)
+		err = s.reverseNewest(it)
 	default:
-		err = s.forwardAt(it)
+		err = s.reverseAt(it)
 	}
 	if err != nil {
 		return fmt.Errorf("engine: scan: %w", err)
@@ -216,9 +218,9 @@ func (s *scanner) readChunk() error {
 	return nil
 }
 
-// newest takes the items of a plain iterator, which skips deleted ones.
-func (s *scanner) newest(it *badger.Iterator) error {
-	for ; it.Valid(); it.Next() {
+// reverseNewest takes the items of a plain iterator, which skips deleted ones.
+func (s *scanner) reverseNewest(it *badger.Iterator) error {
+	for it.Seek(s.pos); it.Valid(); it.Next() {
 		item := it.Item()
 		if over, skip := s.outside(item.Key()); over {
 			break
@@ -242,44 +244,6 @@ func (s *scanner) newest(it *badger.Iterator) error {
 	return nil
 }
 
-// forwardAt picks of each key the newest version at or below At. The
-// versions come newest first.
-func (s *scanner) forwardAt(it *badger.Iterator) error {
-	var key []byte // The key that is decided.
-	passed := 0
-	for it.Valid() {
-		item := it.Item()
-		if over, _ := s.outside(item.Key()); over {
-			break
-		}
-		if bytes.Equal(item.Key(), key) {
-			if passed++; passed < skipVersions {
-				it.Next()
-			} else {
-				it.Seek(keys.Next(key))
-			}
-			continue
-		}
-		row, erased, err := itemRow(item)
-		if err != nil {
-			return err
-		}
-		if erased || row.CommitTS <= s.o.At {
-			key, passed = append(key[:0], item.Key()...), 0
-			if !erased && !row.Deleted {
-				s.take(key, row)
-			}
-			if full, err := s.full(); full || err != nil {
-				s.resumeAfter(key)
-				return err
-			}
-		}
-		it.Next()
-	}
-	s.ends = true
-	return nil
-}
-
 // reverseAt picks of each key the newest version at or below At. The keys
 // come in descending order, the versions of a key oldest first.
 func (s *scanner) reverseAt(it *badger.Iterator) error {
@@ -292,7 +256,7 @@ func (s *scanner) reverseAt(it *badger.Iterator) error {
 		}
 		have = false
 	}
-	for ; it.Valid(); it.Next() {
+	for it.Seek(s.pos); it.Valid(); it.Next() {
 		item := it.Item()
 		over, skip := s.outside(item.Key())
 		if over {
