@@ -14,7 +14,7 @@ import (
 // five such parts in each store, writes waited for a second and more, and their
 // rate fell to a tenth.
 //
-// So compactions share a quarter of the processors, by the time that their tables
+// So compactions share a quarter of Go's processors, by the time that their tables
 // took. That is time on the clock: what others take from a compaction makes it
 // slower still, so that it gives way the more there is to do. A compaction that
 // gives way for too long would stop all writes (NumLevelZeroTablesStall): its share

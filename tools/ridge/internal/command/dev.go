@@ -114,6 +114,7 @@ func runDev(cmd *cobra.Command, v config.Values) error {
 		}
 	}
 	setMemory(v.Int("memory")*int64(len(d.layout.Stores)) + 256<<20)
+	setProcessors()
 	out := cmd.OutOrStdout()
 	fmt.Fprintf(out, "pd       grpc %s\n", d.layout.PD.GRPC)
 	for i, s := range d.layout.Stores {

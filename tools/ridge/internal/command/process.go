@@ -9,6 +9,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"sync"
@@ -160,6 +161,22 @@ func (p *process) awaitReady(ctx context.Context) error {
 func setMemory(budget int64) {
 	if os.Getenv("GOMEMLIMIT") == "" && budget > 0 {
 		debug.SetMemoryLimit(budget)
+	}
+}
+
+// tableProcessors are the processors that Go is told of beyond those of the machine.
+// Go lets a goroutine that computes go on for 10 ms while others wait for its
+// processor, and a store makes tables with two and more goroutines that compute.
+// With places of their own it is the kernel that divides the machine, and it lets
+// who has slept go before who computes. On two processors the p99 of puts at half of
+// their highest rate fell to a third by it, and reads beside puts gained a tenth.
+const tableProcessors = 2
+
+// setProcessors makes room for tableProcessors, unless the environment decides. Go
+// then no longer follows a limit of the container that changes while it runs.
+func setProcessors() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + tableProcessors)
 	}
 }
 

@@ -69,6 +69,7 @@ func runStore(cmd *cobra.Command, v config.Values) error {
 	}
 	defer httpListener.Close()
 	setMemory(v.Int("memory"))
+	setProcessors()
 	fmt.Fprintf(cmd.OutOrStdout(), "store: grpc %s, raft %s, http %s, data in %s\n",
 		grpcListener.Addr(), options.RaftListenAddress, httpListener.Addr(), options.Dir)
 	p := process{
