@@ -23,8 +23,10 @@
 //	    applied one while the tenure is in force, or at or below the last number
 //	    that the state keeps of the tenure before. "Not applied" is said only of
 //	    numbers above that last one. All else is UnknownOutcome.
-//	N4  Lost proposals are proposed again from the oldest undecided on, in order,
-//	    once all of them have come back. If that does not help the lease is
+//	N4  Lost proposals are proposed again from the oldest lost one on, in order,
+//	    once all of them have come back. One that got no answer is lost only when
+//	    the replica here has not led since in the same term: else it is in the
+//	    log, however long that takes. If that does not help the lease is
 //	    acquired anew, which settles every number; what was not applied is then
 //	    evaluated again, as if it had just come.
 //
@@ -94,5 +96,6 @@
 // Every queue has a bound and answers Busy: the writes of a range by count and
 // bytes, its reads by count. Nothing waits longer than its deadline by more than
 // a tick, or a ReadIndex round. A write whose caller would have left before it is
-// answered, as things stand, is refused at the door, where that is certain.
+// answered, as things stand, is refused, at the door and when its turn to be
+// proposed has come: until then that is certain.
 package evaluate

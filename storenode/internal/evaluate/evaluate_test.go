@@ -99,6 +99,71 @@ func TestGapIsProposedAgain(t *testing.T) {
 	}
 }
 
+// What got no answer is not lost while the same leader leads in the same term: a
+// disk that is behind would have to write it twice.
+func TestUnansweredIsNotProposedAgain(t *testing.T) {
+	c := newCluster(t, 1)
+	c.lead(rangeOne, 1)
+	s := c.stores[0]
+	s.mustPut("a", "0")
+	proposed := map[uint64]int{}
+	c.setScript(func(_, _ uint64, e apply.Entry) action {
+		proposed[e.Number]++
+		return deliver
+	})
+	c.lag(s, true)
+	one, two := s.sendPut("a", "1", 0), s.sendPut("b", "2", 0)
+	began := time.Now()
+	eventually(t, "both proposals end without an answer, more than once", func() bool {
+		return time.Since(began) > 4*fastTiming().propose
+	})
+	c.lag(s, false)
+	for _, a := range []<-chan *kvpb.Response{one, two} {
+		if err := errs.FromProto((<-a).GetPut().GetError()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.mustGet("b", "2")
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for number, n := range proposed {
+		if n != 1 {
+			t.Errorf("number %d was proposed %d times", number, n)
+		}
+	}
+}
+
+// A leader deposed in between may have lost it, also when it leads again.
+func TestUnansweredOfAnotherTermIsProposedAgain(t *testing.T) {
+	c := newCluster(t, 1)
+	c.lead(rangeOne, 1)
+	s := c.stores[0]
+	s.mustPut("a", "0")
+	tries := 0
+	c.setScript(func(_, _ uint64, e apply.Entry) action {
+		if e.Kind == apply.KindWrite {
+			if tries++; tries == 1 {
+				return swallow
+			}
+		}
+		return deliver
+	})
+	put := s.sendPut("a", "1", 0)
+	eventually(t, "it is proposed", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return tries == 1
+	})
+	c.lead(rangeOne, 1) // the next term
+	if err := errs.FromProto((<-put).GetPut().GetError()); err != nil {
+		t.Fatal(err)
+	}
+	s.mustGet("a", "1")
+	if n := s.catalog.Replicas()[0].State().Tenure(); n != 1 {
+		t.Fatalf("tenure %d: the lease was acquired anew", n)
+	}
+}
+
 // When proposing again does not help, a new tenure settles every number. What
 // was never applied is evaluated again.
 func TestStuckEntriesAreSettledByANewTenure(t *testing.T) {

@@ -41,6 +41,7 @@ func fastTiming() timing {
 		80*time.Millisecond, 80*time.Millisecond
 	t.undecided, t.boundStep, t.tick = 300*time.Millisecond, 100*time.Millisecond,
 		2*time.Millisecond
+	t.forgotten = 400 * time.Millisecond
 	t.acquireBackoffMin, t.acquireBackoffMax = 2*time.Millisecond, 20*time.Millisecond
 	t.rest, t.look, t.oracle = 100*time.Millisecond, 20*time.Millisecond, 50*time.Millisecond
 	return t

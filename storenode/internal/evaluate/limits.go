@@ -67,10 +67,11 @@ type timing struct {
 	request, requestMax time.Duration
 	// propose bounds one proposal, readIndex one round, acquire one try.
 	propose, readIndex, acquire time.Duration
-	// undecided is how long, and tries how often, entries are proposed before
-	// the lease is acquired anew.
-	undecided time.Duration
-	tries     int
+	// undecided is how long, and tries how often, entries that were lost are
+	// proposed before the lease is acquired anew; forgotten is when an entry counts
+	// as lost although nothing says so.
+	undecided, forgotten time.Duration
+	tries                int
 	// boundStep is how far ahead of the need read_bound is raised. It is also
 	// how long a new leaseholder waits when the oracle does not answer.
 	boundStep time.Duration
@@ -95,7 +96,7 @@ func defaultTiming() timing {
 	return timing{
 		request: 10 * time.Second, requestMax: time.Minute,
 		propose: 1500 * time.Millisecond, readIndex: time.Second, acquire: time.Second,
-		undecided: 5 * time.Second, tries: 3,
+		undecided: 5 * time.Second, forgotten: 15 * time.Second, tries: 3,
 		boundStep: time.Second, tick: 20 * time.Millisecond,
 		acquireBackoffMin: 20 * time.Millisecond, acquireBackoffMax: time.Second,
 		acquireRefused: 160 * time.Millisecond, rest: time.Second, look: time.Second,

@@ -7,6 +7,7 @@ import (
 
 	"github.com/ridgekv/ridge/proto/errs"
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
+	"github.com/ridgekv/ridge/storenode/internal/apply"
 )
 
 // A range that is behind refuses, as not applied, a write whose caller will have
@@ -68,4 +69,41 @@ func TestStuckRangeRefusesWrites(t *testing.T) {
 	c.lag(s, false)
 	<-first
 	eventually(t, "writes are taken again", func() bool { return put() == nil })
+}
+
+// What entries take is known when a write's turn to be proposed comes: then, at the
+// latest, one that would be decided too late is refused, and so not unknown.
+func TestLateWriteIsNotProposed(t *testing.T) {
+	c := newCluster(t, 1)
+	s := c.stores[0]
+	c.lead(rangeOne, 1)
+	s.mustPut("k", "1")
+	highest := uint64(0)
+	c.setScript(func(_, _ uint64, e apply.Entry) action {
+		if highest = max(highest, e.Number); e.Number > 3 {
+			return limbo
+		}
+		return deliver
+	})
+	c.lag(s, true)
+	for number := range uint64(2) { // both places of the pipeline are taken
+		s.sendPut("k", "2", 0)
+		eventually(t, "an entry is proposed", func() bool {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return highest == number+2
+		})
+	}
+	late := s.send(&kvpb.Request{Body: &kvpb.Request_Put{Put: &kvpb.PutRequest{
+		Header: &kvpb.Header{RangeId: rangeOne, TimeoutMs: 600}, Key: []byte("l"),
+	}}})
+	began := time.Now()
+	eventually(t, "most of its time is gone", func() bool {
+		return time.Since(began) > 450*time.Millisecond
+	})
+	c.lag(s, false)
+	e := (<-late).GetPut().GetError()
+	if e.GetApplied() != kvpb.Applied_APPLIED_NO {
+		t.Errorf("a write that comes too late: %v", e)
+	}
 }

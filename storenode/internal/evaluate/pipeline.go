@@ -1,6 +1,7 @@
 package evaluate
 
 import (
+	"errors"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -27,12 +28,15 @@ type flight struct {
 	// done is told the fate of an entry that is no write.
 	done func(fate, string)
 
-	// outstanding proposals have not come back yet. lost: one came back
-	// without a decision, so it must be proposed again.
+	// outstanding proposals have not come back yet. lost: it is known that the
+	// last one will not be applied, so it must be proposed again. term is that of
+	// the leader here when it was proposed.
 	outstanding int
 	lost        bool
+	term        uint64
 	tries       int
-	first       time.Time
+	// first and last are when it was proposed, lostAt when it was first found lost.
+	first, last, lostAt time.Time
 	// refused is why apply refused it, with its number consumed.
 	refused string
 }
@@ -97,7 +101,8 @@ func (w *worker) launchMessage(f *flight, st *catalog.State, m proto.Message) {
 func (w *worker) propose(f *flight) {
 	f.outstanding++
 	f.tries++
-	f.lost = false
+	f.lost, f.last = false, time.Now()
+	f.term = w.ev.deps.Host.Leader(w.rangeID).Term
 	w.ev.deps.Host.Propose(w.rangeID, f.cmd, w.ev.timing.propose, func(o raft.Outcome) {
 		w.mu.Lock()
 		w.mu.outcomes = append(w.mu.outcomes, outcome{f: f, o: o})
@@ -106,8 +111,8 @@ func (w *worker) propose(f *flight) {
 	})
 }
 
-// decide takes in one outcome. Only apply decides that an entry happened;
-// everything else is a reason to propose it again.
+// decide takes in one outcome. Only apply decides that an entry happened. Of one
+// that got no answer in time nothing is known: repropose judges that.
 func (w *worker) decide(o outcome) {
 	f := o.f
 	f.outstanding--
@@ -115,7 +120,7 @@ func (w *worker) decide(o outcome) {
 		return
 	}
 	if o.o.Err != nil {
-		f.lost = true
+		f.lost = f.lost || !errors.Is(o.o.Err, raft.ErrUnknown)
 		return
 	}
 	switch o.o.Code {
@@ -126,8 +131,8 @@ func (w *worker) decide(o outcome) {
 	case apply.ResultWrongTenure, apply.ResultPoisoned, apply.ResultHalted:
 		// The state tells more: observe looks at it next.
 		f.lost = true
-	default: // a gap
-		f.lost = true
+	default: // a gap: what is missing came before it in the log, or never came
+		f.lost, w.flights[0].lost = true, true
 	}
 }
 
@@ -164,7 +169,9 @@ func (w *worker) settleThrough(number uint64) {
 	settled := w.flights[:n:n]
 	w.flights = w.flights[n:]
 	if n > 0 {
-		w.pace.settled(settled[0].age(time.Now(), w.ev))
+		now := time.Now()
+		w.pace.settled(settled[0].age(now, w.ev))
+		w.pace.decided(now.Sub(settled[0].first))
 		w.pace.undecided(w.flights)
 	}
 	w.mu.Lock()
@@ -230,25 +237,40 @@ func (w *worker) putBack(items []item) {
 	w.mu.queue = append(calls, w.mu.queue...)
 }
 
-// repropose proposes everything undecided again, in order, once all earlier
-// proposals have come back. When that does not help, the lease is acquired
-// anew, which settles every number.
+// repropose proposes again, in order, what was lost and all that was evaluated on
+// top of it, once all earlier proposals have come back. When that does not help,
+// the lease is acquired anew, which settles every number.
+//
+// An entry without an answer is not lost for that: a disk that is behind takes
+// longer than any timeout, and the same bytes once more are what it needs least.
+// A leader gives up no entry of its own term, and Raft reports what it does not
+// take. So while the replica here has led since in one term, the entry waits for
+// Raft or stands in the log, and will be decided. Host.Leader may be behind: a
+// leader deposed by then may have sent the entry to its successor, who may have
+// lost it. But Leader tells another term in the end, as no replica leads twice
+// in one. Should all that be wrong, it is proposed again after timing.forgotten.
 func (w *worker) repropose(now time.Time, l raft.Leader) {
 	if len(w.flights) == 0 || w.tenure() == 0 || !l.Known || !l.Self || w.broken {
 		return // without the leadership another holder's lease settles them
 	}
-	oldest, lost := w.flights[0], false
-	for _, f := range w.flights {
-		lost = lost || f.lost
+	from := len(w.flights)
+	for i, f := range w.flights {
 		if f.outstanding > 0 {
 			return
 		}
+		f.lost = f.lost || f.term != l.Term || now.Sub(f.last) >= w.ev.timing.forgotten
+		if f.lost {
+			from = min(from, i)
+		}
 	}
-	if !lost {
+	if from == len(w.flights) {
 		return
 	}
-	stuck := oldest.tries >= w.ev.timing.tries || now.Sub(oldest.first) >= w.ev.timing.undecided
-	if stuck {
+	oldest := w.flights[from]
+	if oldest.lostAt.IsZero() {
+		oldest.lostAt = now
+	}
+	if oldest.tries >= w.ev.timing.tries || now.Sub(oldest.lostAt) >= w.ev.timing.undecided {
 		w.log.Warn("entries stay undecided, acquiring the lease anew",
 			"number", oldest.number, "tries", oldest.tries)
 		w.broken = true
@@ -257,8 +279,8 @@ func (w *worker) repropose(now time.Time, l raft.Leader) {
 		return
 	}
 	w.nextPropose = now.Add(min(10*time.Millisecond<<min(oldest.tries, 6), 500*time.Millisecond))
-	w.ev.metrics.reproposals.Add(float64(len(w.flights)))
-	for _, f := range w.flights {
+	w.ev.metrics.reproposals.Add(float64(len(w.flights) - from))
+	for _, f := range w.flights[from:] {
 		w.propose(f)
 	}
 }

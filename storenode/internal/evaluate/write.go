@@ -56,6 +56,8 @@ func (w *worker) fill(now time.Time, st *catalog.State) bool {
 	for _, c := range waiting {
 		if c.answered.Load() || c.expired(now) {
 			w.failQueued(c, errDeadline)
+		} else if err := w.tooLate(c, now); err != nil {
+			w.failQueued(c, err)
 		} else if w.take(c, st) != taken {
 			break
 		}
@@ -70,6 +72,19 @@ func (w *worker) fill(now time.Time, st *catalog.State) bool {
 	}
 	w.closeBatch(st)
 	return true
+}
+
+// tooLate refuses a write that would hardly be decided while its caller waits: as
+// long as it is not proposed that is certain. Of a BulkWrite a part may be.
+func (w *worker) tooLate(c *call, now time.Time) error {
+	if c.bulk.next > 0 {
+		return nil
+	}
+	err := w.pace.judgeLast(c.deadline.Sub(now), now)
+	if err != nil {
+		w.ev.metrics.refusals.WithLabelValues("pace").Inc()
+	}
+	return err
 }
 
 // pop takes the first n calls off the queue.
