@@ -140,6 +140,7 @@ type Client struct {
 	routes  *route.Locator
 	streams *stream.Pool
 	health  health
+	line    line
 	session Session
 	metrics *metrics
 	closed  atomic.Bool

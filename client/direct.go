@@ -103,7 +103,7 @@ func (c *Client) direct(ctx context.Context, q *plainCall) (a wire.Answer, t *fi
 		return a, nil
 	}
 	addr := c.routes.Known(rt.Leader)
-	if addr == "" {
+	if addr == "" || q.op != opGet && c.line.waits(rt.Leader) {
 		return a, nil
 	}
 	t = &firstTry{rt: rt, store: rt.Leader}
@@ -135,6 +135,9 @@ func (c *Client) direct(ctx context.Context, q *plainCall) (a wire.Answer, t *fi
 			return a, t
 		}
 		a = answerOf(&resp)
+	}
+	if q.op != opGet {
+		c.line.next(t.store)
 	}
 	a.Value = bytes.Clone(a.Value) // call will be used again
 	q.s.session.saw(max(a.CommitTS, a.Token))

@@ -153,6 +153,9 @@ func (t *tour) run(ctx context.Context) (*kvpb.Response, error) {
 		if store == 0 {
 			return nil, t.noReplicas(ctx)
 		}
+		if err := t.standInLine(ctx, store); err != nil {
+			return nil, err
+		}
 		resp, err := t.attempt(ctx, store)
 		if err == nil {
 			t.log.Spend(retry.Cause{Kind: retry.Working, Where: storeName(store)})
@@ -160,6 +163,9 @@ func (t *tour) run(ctx context.Context) (*kvpb.Response, error) {
 				t.c.routes.Led(t.rt, store)
 			}
 			t.q.session.saw(tokenOf(resp))
+			if t.q.write {
+				t.c.line.next(store)
+			}
 			return resp, nil
 		}
 		if err = t.after(ctx, store, err); err != nil {
@@ -182,6 +188,10 @@ type tour struct {
 	asked []uint64
 	// began is when the try under way began.
 	began time.Time
+	// refusal is how long the last Busy took to come back. stood: it has stood in
+	// line.
+	refusal time.Duration
+	stood   bool
 	// hints is how many were followed since the last wait.
 	hints int
 	// first is what the first store of this round said: it is the likeliest to
@@ -295,7 +305,11 @@ func (t *tour) header(ctx context.Context) *kvpb.Header {
 		Token: uint64(t.q.session.Token()), Forwarded: t.c.o.Forwarded,
 	}
 	if deadline, ok := ctx.Deadline(); ok {
-		h.TimeoutMs = patience(time.Until(deadline))
+		left := time.Until(deadline)
+		if t.q.write { // The store does not see how long requests are on their way now.
+			left -= t.refusal
+		}
+		h.TimeoutMs = patience(left)
 	}
 	return h
 }
@@ -327,7 +341,7 @@ func (t *tour) after(ctx context.Context, store uint64, err error) error {
 		return t.relocate(ctx, d, err)
 	case d.Move == retry.Again:
 		t.asked = nil
-		return t.log.Wait(ctx, d.Cause, d.Hint, err)
+		return t.hold(ctx, store, d, err)
 	}
 	if t.firstErr == nil {
 		t.first, t.firstErr = d, err
@@ -352,6 +366,60 @@ func (t *tour) after(ctx context.Context, store uint64, err error) error {
 	}
 	if t.reload() {
 		return errMoved
+	}
+	return nil
+}
+
+// hold waits before the same store is asked again.
+//
+// A write is not sent again when hardly more time is left than the last refusal took
+// to come back: nor would its answer be there in time, and it would end unknown
+// instead of refused. What is left beyond that the store is told (header), and it
+// judges whether the write will be decided in it: it knows what writes take. The
+// first try of a call is always made, so a call with little time fails for this only
+// where it has been refused.
+func (t *tour) hold(ctx context.Context, store uint64, d retry.Decision, err error) error {
+	t.refusal = time.Since(t.began)
+	busy, ok := err.(errs.Busy)
+	// A store that has no room names no time: the least that its answer can hold.
+	full := ok && busy.RetryAfter <= time.Millisecond
+	if full && t.q.write && t.c.streams.InFlight(store) > 0 {
+		err = t.wait(ctx, store, d.Cause, err)
+	} else {
+		err = t.log.Wait(ctx, d.Cause, d.Hint, err)
+	}
+	if err != nil {
+		return err
+	}
+	if deadline, ok := ctx.Deadline(); ok && t.q.write &&
+		time.Until(deadline) < t.refusal+t.refusal/4 {
+		return t.log.Final(ctx, nil)
+	}
+	return nil
+}
+
+// standInLine lets those go first who wait for room at store already.
+func (t *tour) standInLine(ctx context.Context, store uint64) error {
+	if !t.q.write || t.stood || !t.c.line.waits(store) ||
+		t.c.streams.InFlight(store) == 0 || t.c.streams.Silent(store) {
+		return nil
+	}
+	cause := retry.Cause{Kind: retry.Busy, Where: storeName(store)}
+	return t.wait(ctx, store, cause, errs.Busy{Reason: "others wait for " + storeName(store)})
+}
+
+// wait waits in line.
+func (t *tour) wait(ctx context.Context, store uint64, cause retry.Cause, err error) error {
+	t.stood = true
+	p := t.c.line.join(store, t.log.Began())
+	defer t.c.line.leave(store, p)
+	for t.c.streams.InFlight(store) > 0 {
+		if over := t.log.WaitFor(ctx, p.turn, cause, lineTimeout, err); over != nil {
+			return over
+		}
+		if !t.c.line.stay(store, p) {
+			break
+		}
 	}
 	return nil
 }
@@ -395,6 +463,7 @@ func (t *tour) judgeTransport(store uint64, e transportError) retry.Decision {
 	case e.cause == retry.Broken || t.c.streams.Silent(store):
 		t.c.health.down(store, 0)
 	}
+	t.c.line.disband(store)
 	t.c.routes.DropLeader(t.rt, store)
 	return retry.Decision{Move: retry.Next, Cause: retry.Cause{
 		Kind: e.cause, Where: storeName(store),

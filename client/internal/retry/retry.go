@@ -135,6 +135,13 @@ func (l *Log) Delay(k Kind, hint time.Duration) time.Duration {
 // Wait records that err was met for cause and sleeps before the next try. It
 // returns nil when there may be one, else the final error.
 func (l *Log) Wait(ctx context.Context, cause Cause, hint time.Duration, err error) error {
+	return l.WaitFor(ctx, nil, cause, hint, err)
+}
+
+// WaitFor is Wait that ends early when wake is closed.
+func (l *Log) WaitFor(
+	ctx context.Context, wake <-chan struct{}, cause Cause, hint time.Duration, err error,
+) error {
 	if l.last != nil && timeIsUp(ctx) {
 		// This try failed for lack of time; the one before says more.
 		err = l.last
@@ -148,7 +155,7 @@ func (l *Log) Wait(ctx context.Context, cause Cause, hint time.Duration, err err
 	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < d {
 		d = max(time.Until(deadline), 0)
 	}
-	wakeErr := sleep(ctx, d)
+	wakeErr := sleep(ctx, wake, d)
 	l.Spend(cause)
 	if wakeErr != nil {
 		return l.Final(ctx, err)
@@ -260,7 +267,7 @@ func timeIsUp(ctx context.Context) bool {
 	return ctx.Err() != nil || ok && time.Until(deadline) < 5*time.Millisecond
 }
 
-func sleep(ctx context.Context, d time.Duration) error {
+func sleep(ctx context.Context, wake <-chan struct{}, d time.Duration) error {
 	if err := ctx.Err(); err != nil || d <= 0 {
 		return err
 	}
@@ -268,6 +275,8 @@ func sleep(ctx context.Context, d time.Duration) error {
 	defer t.Stop()
 	select {
 	case <-t.C:
+		return ctx.Err()
+	case <-wake:
 		return ctx.Err()
 	case <-ctx.Done():
 		return ctx.Err()

@@ -101,6 +101,17 @@ func (p *Pool) Silent(store uint64) bool {
 	return l != nil && l.mux.silent()
 }
 
+// InFlight is how many requests the store has not answered.
+func (p *Pool) InFlight(store uint64) int {
+	l := (*p.links.Load())[store]
+	if l == nil {
+		return 0
+	}
+	l.mux.mu.Lock()
+	defer l.mux.mu.Unlock()
+	return l.mux.mu.count
+}
+
 // Close ends every stream and waits for them. It is idempotent.
 func (p *Pool) Close() error {
 	p.mu.Lock()

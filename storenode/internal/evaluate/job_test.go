@@ -24,6 +24,8 @@ func TestForgottenJobDoesNotBegin(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.lead(rangeOne, 0) // an election
+	w.ring()
+	eventually(t, "the step that may not know of it is over", func() bool { return len(w.bell) == 0 })
 	var begun atomic.Bool
 	j := newJob(true)
 	j.begin = func(time.Time, *catalog.State) {
