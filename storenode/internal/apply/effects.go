@@ -17,6 +17,7 @@ func (b *batch) write(w *engine.WriteSet, e *Entry) (*engine.WriteSet, sm.Result
 	if e.CommitTS <= b.applied.MaxCommitTS {
 		return w, refused("commit_ts %d is not above %d", e.CommitTS, b.applied.MaxCommitTS)
 	}
+	w.Reserve(e.count, len(e.effects))
 	slices, written := b.state.Slices(), uint64(0)
 	for f := range e.Effects() {
 		for len(slices) > 0 && !slices[0].Span.Contains(f.Key) {

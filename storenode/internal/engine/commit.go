@@ -47,6 +47,8 @@ type committer struct {
 	// busySince is when the commit under way began, in Unix nanoseconds; 0
 	// when there is none.
 	busySince atomic.Int64
+	// requests are those that were answered, to be used again.
+	requests sync.Pool
 	// committedBytes is what was taken into commits since the start.
 	committedBytes atomic.Uint64
 
@@ -58,8 +60,10 @@ type committer struct {
 	}
 
 	// Below: only the committer's goroutine.
-	backlog  []item
+	backlog []item
+	// building is the commit that grows, or nil; its memory is kept for the next.
 	building *commit
+	kept     commit
 	lastSeq  Seq
 	seed     maphash.Seed
 	hashes   []uint64
@@ -67,6 +71,8 @@ type committer struct {
 	claimed map[uint64]struct{}
 	// writes are the ops of the commit under way, in order of key.
 	writes []write
+	// seqKey and seqValue are the record that ends a commit.
+	seqKey, seqValue []byte
 }
 
 // write is one op on its way to Badger. order is its place in the commit.
@@ -123,6 +129,7 @@ func newCommitter(e *Engine, lastSeq Seq) (*committer, error) {
 	return &committer{
 		e: e, bell: make(chan struct{}, 1), badger: w,
 		lastSeq: lastSeq, seed: maphash.MakeSeed(), claimed: make(map[uint64]struct{}),
+		seqKey: storeKey(storeSeq),
 	}, err
 }
 
@@ -130,7 +137,11 @@ func newCommitter(e *Engine, lastSeq Seq) (*committer, error) {
 // several callers share a commit until a data key comes again. Any error
 // means that the process must stop.
 func (e *Engine) Commit(sets ...*WriteSet) error {
-	req := &request{done: make(chan error, 1)}
+	c := e.committer
+	req, ok := c.requests.Get().(*request)
+	if !ok {
+		req = &request{done: make(chan error, 1)}
+	}
 	for _, s := range sets {
 		// An empty set may still carry an extent that was handed out.
 		if s == nil || s.Empty() && s.maxExtent == 0 {
@@ -144,7 +155,6 @@ func (e *Engine) Commit(sets ...*WriteSet) error {
 	if len(req.sets) == 0 {
 		return e.failure()
 	}
-	c := e.committer
 	c.mu.Lock()
 	if c.mu.closed {
 		c.mu.Unlock()
@@ -155,6 +165,10 @@ func (e *Engine) Commit(sets ...*WriteSet) error {
 	ring(c.bell)
 	select {
 	case err := <-req.done:
+		// Whoever answers lets go of it.
+		clear(req.sets)
+		req.sets = req.sets[:0]
+		c.requests.Put(req)
 		return err
 	case <-e.broken: // The committer may be held up in Badger for good.
 		return e.failure()
@@ -224,7 +238,8 @@ func (c *committer) build() {
 	n := 0
 	for n < len(c.backlog) {
 		if c.building == nil {
-			c.building = &commit{}
+			c.kept = commit{parts: c.kept.parts[:0], finished: c.kept.finished[:0]}
+			c.building = &c.kept
 			if len(c.claimed) > keptClaims {
 				c.claimed = make(map[uint64]struct{}) // To clear it costs as it once grew.
 			}
@@ -416,7 +431,8 @@ func (c *committer) write(seq Seq, next *commit) error {
 		next.extent = x
 	}
 	// Last: assertPrefix takes a commit with it for whole.
-	b.add(seq, storeKey(storeSeq), binary.BigEndian.AppendUint64(nil, uint64(seq)), 0, metaTxn)
+	c.seqValue = binary.BigEndian.AppendUint64(c.seqValue[:0], uint64(seq))
+	b.add(seq, c.seqKey, c.seqValue, 0, metaTxn)
 	return b.commit(seq)
 }
 
@@ -426,7 +442,8 @@ func (ended *commit) answer(err error) {
 			it.req.done <- err
 		}
 	}
-	ended.finished = nil
+	clear(ended.finished)
+	clear(ended.parts)
 }
 
 // refuseAll answers everything that waits, after a failure.

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"errors"
 	"reflect"
 	"runtime"
@@ -11,6 +12,8 @@ import (
 	"weak"
 
 	"github.com/dgraph-io/badger/v4"
+
+	"github.com/ridgekv/ridge/proto/ts"
 )
 
 func openForTest(t *testing.T, o Options) *Engine {
@@ -99,4 +102,38 @@ func TestWriterHoldsNoMemtable(t *testing.T) {
 			t.Fatal("the memtable is still in memory")
 		}
 	}
+}
+
+// What a caller's Commit used is used again only when nobody holds it any more:
+// sets of many callers, some of several sets and commits, are all committed, once and
+// in order.
+func TestRequestsAreUsedAgain(t *testing.T) {
+	e := openForTest(t, Options{})
+	const rounds = 200
+	var callers sync.WaitGroup
+	for c := range 8 {
+		callers.Go(func() {
+			for n := 1; n <= rounds; n++ {
+				sets := make([]*WriteSet, 1+(n+c)%3)
+				for i := range sets {
+					sets[i] = &WriteSet{}
+					sets[i].Reserve(1, 4)
+					sets[i].Put(20, []byte{byte(c)}, Row{
+						CommitTS: ts.Timestamp(n), Value: []byte{byte(c), byte(n), byte(i), byte(len(sets))},
+					})
+				}
+				if err := e.Commit(sets...); err != nil {
+					t.Error(err)
+					return
+				}
+				row, ok, err := e.View().Get(20, []byte{byte(c)})
+				want := []byte{byte(c), byte(n), byte(len(sets) - 1), byte(len(sets))}
+				if err != nil || !ok || !bytes.Equal(row.Value, want) {
+					t.Errorf("%x is read after %x: %t, %v", row.Value, want, ok, err)
+					return
+				}
+			}
+		})
+	}
+	callers.Wait()
 }

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math"
 	"slices"
@@ -74,6 +75,14 @@ type Op struct {
 	Delete bool
 }
 
+// Reserve makes room at once for so many more rows, with keys and values of so many
+// bytes in all, and for a record of a range; a set that writes more still grows.
+func (w *WriteSet) Reserve(rows, sizeBytes int) {
+	const recordBytes = 64
+	w.ops = slices.Grow(w.ops, rows+1)
+	w.arena = slices.Grow(w.arena, sizeBytes+rows*(extentSizeBytes+rowHeaderBytes)+recordBytes)
+}
+
 // Put writes a row. It copies key and value.
 func (w *WriteSet) Put(x Extent, key []byte, r Row) {
 	if r.Deleted {
@@ -120,22 +129,22 @@ func (w *WriteSet) PutImageRow(
 
 // SetApplied writes the record a|range.
 func (w *WriteSet) SetApplied(rangeID uint64, v []byte) {
-	w.record(opRecord, rangeKey(kindApplied, rangeID), v)
+	w.rangeRecord(opRecord, kindApplied, rangeID, v)
 }
 
 // DeleteApplied removes the record a|range.
 func (w *WriteSet) DeleteApplied(rangeID uint64) {
-	w.record(opRecordDelete, rangeKey(kindApplied, rangeID), nil)
+	w.rangeRecord(opRecordDelete, kindApplied, rangeID, nil)
 }
 
 // SetState writes the record m|range.
 func (w *WriteSet) SetState(rangeID uint64, v []byte) {
-	w.record(opRecord, rangeKey(kindState, rangeID), v)
+	w.rangeRecord(opRecord, kindState, rangeID, v)
 }
 
 // DeleteState removes the record m|range.
 func (w *WriteSet) DeleteState(rangeID uint64) {
-	w.record(opRecordDelete, rangeKey(kindState, rangeID), nil)
+	w.rangeRecord(opRecordDelete, kindState, rangeID, nil)
 }
 
 // SetStore writes the record x|name. Names the engine uses itself panic.
@@ -235,6 +244,13 @@ func (w *WriteSet) noteExtent(x Extent) { w.maxExtent = max(w.maxExtent, x) }
 func (w *WriteSet) record(kind opKind, key, value []byte) {
 	w.arena = append(append(w.arena, key...), value...)
 	w.push(kind, len(key), len(value))
+}
+
+// rangeRecord is record for a key of rangeKey, without one.
+func (w *WriteSet) rangeRecord(kind opKind, key byte, rangeID uint64, value []byte) {
+	w.arena = binary.BigEndian.AppendUint64(append(w.arena, key), rangeID)
+	w.arena = append(w.arena, value...)
+	w.push(kind, 1+8, len(value))
 }
 
 // push notes the op whose key and value are the last bytes of the arena.
