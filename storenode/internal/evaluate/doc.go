@@ -74,7 +74,8 @@
 // A linearizable read joins the next ReadIndex round of its range; at most two
 // are under way. The reads of one message of a stream share a round, which
 // begins when all of them have joined; a read joins before its round
-// begins, which is all that the ReadIndex needs. When the round is over, all
+// begins, which is all that the ReadIndex needs; package raft confirms those of all
+// ranges that are led here together. When the round is over, all
 // its point reads take one state, check epoch and span against it, read one
 // view, and look whether the state is still the same value: what holds for one
 // of them holds for all, as state and view were taken after the round that all

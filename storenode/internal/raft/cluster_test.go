@@ -51,7 +51,9 @@ type testStore struct {
 	catalog *catalog.Catalog
 	host    *Host
 	// wrap, when set, wraps every machine.
-	wrap   func(rangeID, replicaID uint64, m sm.IOnDiskStateMachine) sm.IOnDiskStateMachine
+	wrap func(rangeID, replicaID uint64, m sm.IOnDiskStateMachine) sm.IOnDiskStateMachine
+	// meddle, when set, is called with every host before it opens.
+	meddle func(h *Host)
 	births sync.Map // range id of every birth announced
 	cancel context.CancelFunc
 	done   chan error
@@ -150,10 +152,7 @@ func (s *testStore) start(t testing.TB) {
 	if s.engine == nil {
 		s.openEngine(t)
 	}
-	h, err := Open(s.options(), Deps{Engine: s.engine, Catalog: s.catalog})
-	if err != nil {
-		t.Fatal(err)
-	}
+	h := s.open(t)
 	if s.wrap != nil {
 		inner := h.newMachine
 		h.newMachine = func(rangeID, replicaID uint64) sm.IOnDiskStateMachine {
@@ -182,6 +181,20 @@ func (s *testStore) start(t testing.TB) {
 	case <-time.After(testTimeout):
 		t.Fatal("not booted")
 	}
+}
+
+func (s *testStore) open(t testing.TB) *Host {
+	t.Helper()
+	deps := Deps{Engine: s.engine, Catalog: s.catalog}
+	if s.meddle == nil {
+		h, err := Open(s.options(), deps)
+		must(t, err)
+		return h
+	}
+	h := newHost(s.options().withDefaults(), deps)
+	s.meddle(h)
+	must(t, h.openNodeHost())
+	return h
 }
 
 // stop stops the store. The directories stay.

@@ -19,6 +19,9 @@ import "github.com/lni/dragonboat/v4/raftpb"
 // has seen, is not among either. So a leader is confirmed by those only who would
 // deny an older one, and no read gets an index below one that was committed before
 // it began.
+//
+// A vote never leaves early, nor a request for one: the rounds of confirm.go rest on
+// its term being in the log before.
 func (h *Host) early(u *raftpb.Update) {
 	kept := u.Messages[:0]
 	for _, m := range u.Messages {

@@ -24,6 +24,8 @@ type future struct {
 	err       error
 	proposed  func(Outcome)
 	confirmed func(error)
+	// anchoring is nil unless the ReadIndex may make an anchor.
+	anchoring *anchoring
 }
 
 // futures waits for the answers to calls, one goroutine each, because

@@ -78,6 +78,10 @@ type Host struct {
 	callsMu sync.RWMutex
 	calls   sync.WaitGroup
 	futures *futures
+	// confirms are the rounds that confirm this store as leader.
+	confirms *confirmer
+	// introduced are the stores that messages can be delivered to.
+	introduced sync.Map
 
 	close struct {
 		sync.Once
@@ -122,13 +126,6 @@ func Open(o Options, d Deps) (*Host, error) {
 		return nil, err
 	}
 	h := newHost(o.withDefaults(), d)
-	h.newMachine = func(rangeID, replicaID uint64) statemachine.IOnDiskStateMachine {
-		return apply.New(apply.Deps{
-			Engine: d.Engine, Catalog: d.Catalog, StoreID: o.StoreID, Logger: h.log,
-			ConfigIndex: h.ConfigIndex, ImageLimiter: d.ImageLimiter, Checker: d.Checker,
-			Metrics: d.ApplyMetrics,
-		}, rangeID, replicaID)
-	}
 	if err := h.openNodeHost(); err != nil {
 		return nil, err
 	}
@@ -147,11 +144,22 @@ func newHost(o Options, d Deps) *Host {
 
 		vacancies: make(map[uint64]*vacancy),
 	}
+	h.newMachine = func(rangeID, replicaID uint64) statemachine.IOnDiskStateMachine {
+		return apply.New(apply.Deps{
+			Engine: d.Engine, Catalog: d.Catalog, StoreID: o.StoreID, Logger: h.log,
+			ConfigIndex: h.ConfigIndex, ImageLimiter: d.ImageLimiter, Checker: d.Checker,
+			Metrics: d.ApplyMetrics,
+		}, rangeID, replicaID)
+	}
 	h.metrics = newMetrics(o.Registerer, h)
 	h.futures = newFutures(h.ended)
 	h.send = func(m raftpb.Message) { sendMessage(h.nh, m) }
 	h.intake = newIntake(o.IntakeBytes, h.metrics.intakeDropped)
 	h.door.admit = h.intake.admit
+	h.confirms = newConfirmer(o.StoreID, h.metrics)
+	h.confirms.deliver, h.confirms.infos = h.deliver, h.shardInfos
+	h.confirms.plain = func(x *read) { h.plainRead(x.r.rangeID, x.timeout, x.done) }
+	h.door.receive, h.door.leaving = h.confirms.receive, h.noteTold
 	return h
 }
 
@@ -163,7 +171,7 @@ func (h *Host) Run(ctx context.Context) error {
 	defer cancel(nil)
 	var wg sync.WaitGroup
 	for _, loop := range []func(context.Context) error{
-		h.listen, h.reconcile, h.cutLogs, h.campaign, h.refreshMembers,
+		h.listen, h.reconcile, h.cutLogs, h.campaign, h.refreshMembers, h.confirms.run,
 	} {
 		wg.Go(func() {
 			if err := loop(ctx); err != nil && ctx.Err() == nil {

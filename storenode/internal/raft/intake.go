@@ -153,6 +153,8 @@ type meteredMachine struct {
 	rangeID uint64
 	// applied is asked after an image.
 	applied func() uint64
+	// reached is told how far apply has seen the log, once reads see what it did.
+	reached func(index uint64)
 }
 
 // Update implements statemachine.IOnDiskStateMachine.
@@ -160,6 +162,7 @@ func (m *meteredMachine) Update(es []statemachine.Entry) ([]statemachine.Entry, 
 	out, err := m.IOnDiskStateMachine.Update(es)
 	if len(es) > 0 {
 		m.intake.advance(m.rangeID, es[len(es)-1].Index)
+		m.reached(es[len(es)-1].Index)
 	}
 	return out, err
 }
@@ -168,7 +171,16 @@ func (m *meteredMachine) Update(es []statemachine.Entry) ([]statemachine.Entry, 
 func (m *meteredMachine) RecoverFromSnapshot(r io.Reader, stop <-chan struct{}) error {
 	err := m.IOnDiskStateMachine.RecoverFromSnapshot(r, stop)
 	m.intake.advance(m.rangeID, m.applied())
+	m.reached(m.applied())
 	return err
+}
+
+// reached notes how far a replica has applied. Only its apply worker calls it.
+func (h *Host) reached(r *replica, index uint64) {
+	r.applied.Store(max(index, r.applied.Load()))
+	if r.awaited.Load() > 0 {
+		h.confirms.look()
+	}
 }
 
 // metered wraps what newMachine makes.
@@ -176,6 +188,11 @@ func (h *Host) metered(rangeID, replicaID uint64) statemachine.IOnDiskStateMachi
 	return &meteredMachine{
 		IOnDiskStateMachine: h.newMachine(rangeID, replicaID),
 		intake:              h.intake, rangeID: rangeID,
+		reached: func(index uint64) {
+			if r, ok := h.replica(rangeID); ok && r.replicaID == replicaID {
+				h.reached(r, index)
+			}
+		},
 		applied: func() uint64 {
 			r, ok := h.catalog.Replica(rangeID)
 			if !ok {

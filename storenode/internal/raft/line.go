@@ -23,6 +23,8 @@ type line struct {
 	dials *sync.WaitGroup
 	// forget takes the line out of the door's list.
 	forget func()
+	// leaving sees every message before it leaves.
+	leaving func([]pb.Message)
 
 	mu struct {
 		sync.Mutex
@@ -46,6 +48,7 @@ func (l *line) SendMessageBatch(batch pb.MessageBatch) error {
 	if conn == nil {
 		return nil
 	}
+	l.leaving(batch.Requests)
 	if err := conn.SendMessageBatch(batch); err != nil {
 		l.drop(conn)
 	}
@@ -118,7 +121,7 @@ func (d *door) GetConnection(ctx context.Context, t string) (raftio.IConnection,
 	d.mu.RLock()
 	cfg := d.mu.cfg
 	d.mu.RUnlock()
-	l := &line{dials: &d.dials, dial: func() (raftio.IConnection, error) {
+	l := &line{dials: &d.dials, leaving: d.leaving, dial: func() (raftio.IConnection, error) {
 		address, err := d.address(t)
 		if err != nil {
 			return nil, err

@@ -48,7 +48,7 @@ func TestLineOutlivesItsSockets(t *testing.T) {
 		var mu sync.Mutex
 		var sockets []*fakeSocket
 		attempts, away := 0, false
-		l := &line{dials: &dials, forget: func() {}, dial: func() (raftio.IConnection, error) {
+		l := &line{dials: &dials, forget: func() {}, leaving: func([]pb.Message) {}, dial: func() (raftio.IConnection, error) {
 			mu.Lock()
 			defer mu.Unlock()
 			attempts++

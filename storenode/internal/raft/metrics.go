@@ -11,6 +11,8 @@ type metrics struct {
 	proposals, reads, cuts, injections, changes counterVec
 	leaderChanges, starts, quarantined          counter
 	intakeDropped, early                        counter
+	rounds, confirmed                           counter
+	fallbacks                                   counterVec
 }
 
 type counterVec struct{ *prometheus.CounterVec }
@@ -37,6 +39,11 @@ func newMetrics(r prometheus.Registerer, h *Host) *metrics {
 		injections: vec("injections_total", "reason", "Elections begun on demand, by reason."),
 		changes:    vec("member_changes_total", "outcome", "Membership changes, by outcome."),
 
+		rounds: one("confirm_rounds_total",
+			"Questions to other stores whether this one still leads, for all ranges at once."),
+		confirmed: one("confirmed_reads_total", "Reads of a range that such a round confirmed."),
+		fallbacks: vec("confirm_fallbacks_total", "reason",
+			"Reads of a range that Dragonboat was asked to confirm instead, by reason."),
 		leaderChanges: one("leader_changes_total", "Changes of leader seen on local replicas."),
 		starts:        one("replicas_started_total", "Replicas started."),
 		early: one("early_messages_total",
@@ -51,6 +58,7 @@ func newMetrics(r prometheus.Registerer, h *Host) *metrics {
 	r.MustRegister(logMetrics(h)...)
 	r.MustRegister(m.proposals, m.reads, m.cuts, m.injections, m.changes,
 		m.leaderChanges, m.starts, m.quarantined, m.intakeDropped, m.early,
+		m.rounds, m.confirmed, m.fallbacks,
 		gauge("intake_bytes", "Entries received from leaders and not applied.",
 			func() int { return int(h.intake.heldBytes()) }),
 		gauge("replicas", "Replicas that run here.", func() int { return h.count(nil) }),

@@ -9,6 +9,8 @@ import (
 	"github.com/lni/dragonboat/v4"
 	"github.com/lni/dragonboat/v4/config"
 	"github.com/lni/dragonboat/v4/logger"
+
+	"github.com/ridgekv/ridge/storenode/internal/raft/logstore"
 )
 
 // Dragonboat's loggers speak printf to stderr, one line per replica and event;
@@ -36,6 +38,10 @@ func (h *Host) openNodeHost() error {
 		return fmt.Errorf("raft: open log in %s: %w", h.opts.Dir, err)
 	}
 	h.nh, h.logDB, h.opened = nh, captured.db, time.Now()
+	if s, ok := captured.db.(*logstore.Store); ok {
+		promised := s.Terms
+		h.confirms.promised.Store(&promised)
+	}
 	return nil
 }
 

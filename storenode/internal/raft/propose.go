@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/lni/dragonboat/v4"
+	pb "github.com/lni/dragonboat/v4/raftpb"
 )
 
 // graceTime is how long after its timeout an answer of Dragonboat is waited
@@ -90,8 +91,44 @@ func (h *Host) ReadIndex(rangeID uint64, timeout time.Duration, done func(error)
 		return
 	}
 	timeout = h.atLeastTicks(timeout)
-	rs, err := h.nh.ReadIndex(rangeID, timeout)
-	h.futures.start(future{rangeID: rangeID, rs: rs, err: err, confirmed: done}, timeout+graceTime)
+	if r, ok := h.replica(rangeID); !ok || !h.confirms.join(r, timeout, done) {
+		h.askRaft(rangeID, timeout, done)
+	}
+}
+
+// plainRead is ReadIndex by Dragonboat alone.
+func (h *Host) plainRead(rangeID uint64, timeout time.Duration, done func(error)) {
+	h.callsMu.RLock()
+	defer h.callsMu.RUnlock()
+	if h.closing.Load() {
+		time.AfterFunc(0, func() { done(ErrClosed) })
+		return
+	}
+	h.askRaft(rangeID, timeout, done)
+}
+
+// askRaft needs callsMu.
+func (h *Host) askRaft(rangeID uint64, timeout time.Duration, done func(error)) {
+	f := future{rangeID: rangeID, confirmed: done}
+	if r, ok := h.replica(rangeID); ok {
+		f.anchoring = r.beginAnchor()
+	}
+	f.rs, f.err = h.nh.ReadIndex(rangeID, timeout)
+	h.futures.start(f, timeout+graceTime)
+}
+
+// deliver sends a message to another store. It never blocks.
+func (h *Host) deliver(storeID uint64, m pb.Message) {
+	h.callsMu.RLock()
+	defer h.callsMu.RUnlock()
+	if h.closing.Load() {
+		return
+	}
+	if _, known := h.introduced.Load(storeID); !known {
+		h.door.introduce(h.opts.StoreID, storeID)
+		h.introduced.Store(storeID, struct{}{})
+	}
+	h.send(m)
 }
 
 // ended passes on what became of a call, in the goroutine that waited for it.
@@ -108,6 +145,9 @@ func (h *Host) ended(f future, res dragonboat.RequestResult, answered bool) {
 	err := f.err
 	if err == nil {
 		err = confirmed(res, answered)
+	}
+	if f.anchoring != nil {
+		h.confirms.endAnchor(f.anchoring, err == nil)
 	}
 	h.metrics.reads.inc(readName(err))
 	if err != nil {

@@ -135,6 +135,7 @@ func (h *Host) start(ctx context.Context, cr *catalog.Replica) error {
 	}
 	r := &replica{rangeID: rangeID, replicaID: replicaID, session: h.nh.GetNoOPSession(rangeID)}
 	r.cut.begin(logIndex, cr.WrittenBytes())
+	r.applied.Store(applied.Index)
 	h.replicas.Store(rangeID, r) // before its first event
 	learner := s.Role() == metapb.Role_ROLE_LEARNER
 	cfg := h.replicaConfig(rangeID, replicaID, learner)

@@ -17,6 +17,14 @@ type replica struct {
 	leader    atomic.Pointer[Leader]
 	members   atomic.Pointer[members]
 	cut       logCut
+	// told, anchor, anchoring and applied serve rounds of confirmation: see confirm.go.
+	// Anchoring is true while one is made; applied is the newest index that apply has
+	// seen, and awaited how many reads wait for it to move.
+	told      told
+	anchor    atomic.Pointer[anchor]
+	anchoring atomic.Bool
+	applied   atomic.Uint64
+	awaited   atomic.Int32
 	// started is set when Dragonboat has taken the replica.
 	started atomic.Bool
 	// handingOver and handOverEnded: leadership was offered to the others once.

@@ -41,6 +41,10 @@ type door struct {
 	resolve func(storeID uint64) (address string, ok bool)
 	// admit says which of the messages that arrive go on to the replicas.
 	admit func([]pb.Message) []pb.Message
+	// receive takes out what stores say to each other.
+	receive func([]pb.Message) []pb.Message
+	// leaving sees every message before it leaves, images excepted.
+	leaving func([]pb.Message)
 	// dials are attempts of lines under way.
 	dials sync.WaitGroup
 
@@ -60,9 +64,14 @@ type door struct {
 func (d *door) Create(
 	cfg config.NodeHostConfig, handler raftio.MessageHandler, chunks raftio.ChunkHandler,
 ) raftio.ITransport {
+	deploymentID := cfg.GetDeploymentID()
 	d.ITransport = newTCPTransport(cfg, func(batch pb.MessageBatch) {
-		batch.Requests = d.admit(batch.Requests)
-		handler(batch)
+		if batch.DeploymentId == deploymentID && batch.BinVer == raftio.TransportBinVersion {
+			batch.Requests = d.receive(batch.Requests)
+		}
+		if batch.Requests = d.admit(batch.Requests); len(batch.Requests) > 0 {
+			handler(batch)
+		}
 	}, chunks)
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -107,6 +116,24 @@ func (d *door) inject(messages []pb.Message) bool {
 		BinVer:       raftio.TransportBinVersion,
 	})
 	return true
+}
+
+// introduce tells Dragonboat's transport where messages to a store go that are for no
+// replica. It learns that from what arrives.
+func (d *door) introduce(self, storeID uint64) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.mu.handler == nil {
+		return
+	}
+	d.mu.handler(pb.MessageBatch{
+		Requests: []pb.Message{{
+			Type: pb.NoOP, ShardID: storesRange, From: storeID, To: self,
+		}},
+		SourceAddress: target(storeID),
+		DeploymentId:  d.mu.deploymentID,
+		BinVer:        raftio.TransportBinVersion,
+	})
 }
 
 // GetSnapshotConnection dials the store behind the target, for an image.

@@ -152,6 +152,21 @@ func (s *Store) accept(of raftio.NodeInfo, u *raftpb.Update, image *bool) (bool,
 	return true, a, nil
 }
 
+// Terms returns the newest term that each replica's log was given, saved or about to
+// be, or 0 for those the log knows no term of. No vote in a later term has left: it
+// would have been given here, and saved, before.
+func (s *Store) Terms(of []raftio.NodeInfo) []uint64 {
+	terms := make([]uint64, len(of))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range of {
+		if r, ok := s.index.replicas[of[i]]; ok {
+			terms[i] = r.state.Term
+		}
+	}
+	return terms
+}
+
 // ReadRaftState returns the state of a replica and the entries after a
 // snapshot.
 func (s *Store) ReadRaftState(rangeID, replicaID, snapshot uint64) (raftio.RaftState, error) {
