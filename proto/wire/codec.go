@@ -70,20 +70,19 @@ func (f *Frame) give() mem.BufferSlice {
 
 func (f *Frame) take(data mem.BufferSlice) {
 	f.Free()
-	f.buffer = data.MaterializeToBuffer(mem.DefaultBufferPool())
+	f.buffer = data.MaterializeToBuffer(&messages)
 }
 
-// newBuffer returns an empty slice of at least n bytes of capacity from gRPC's
-// pool, and the function that makes a buffer of what was appended to it.
+// newBuffer returns an empty slice of at least n bytes of capacity from the pool,
+// and the function that makes a buffer of what was appended to it.
 func newBuffer(n int) (b []byte, done func([]byte) mem.Buffer) {
-	pool := mem.DefaultBufferPool()
-	p := pool.Get(n)
+	p := messages.Get(n)
 	return (*p)[:0], func(b []byte) mem.Buffer {
 		if len(b) > n {
 			panic(fmt.Sprintf("wire: %d bytes in a buffer of %d", len(b), n))
 		}
 		*p = b
-		return mem.NewBuffer(p, pool)
+		return mem.NewBuffer(p, &messages)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"testing"
 
+	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 
 	kvpb "github.com/ridgekv/ridge/proto/ridge/kv/v1"
@@ -95,4 +96,46 @@ func TestLargeScanAnswer(t *testing.T) {
 		t.Fatal(len(b), err)
 	}
 	checkScan(t, b, want, true)
+}
+
+// What does it cost to send five pages of 50 rows in one message, and to receive
+// it?
+func BenchmarkScanAnswers(b *testing.B) {
+	m := &kvpb.StreamResponse{}
+	for i := range 5 {
+		var rows []byte
+		for range 50 {
+			rows = AppendScanRow(rows, make([]byte, 23), make([]byte, 128), 1<<60, 0)
+		}
+		s := &kvpb.ScanResponse{Token: 1 << 60}
+		SetScanRows(s, rows)
+		m.Responses = append(m.Responses, &kvpb.Response{
+			Id: uint64(i) + 1<<20, Body: &kvpb.Response_Scan{Scan: s},
+		})
+	}
+	var frame Frame
+	defer frame.Free()
+	b.ReportAllocs()
+	for b.Loop() {
+		sent, err := Codec{}.Marshal(Responses{m})
+		if err != nil {
+			b.Fatal(err)
+		}
+		// It arrives in frames of 16 KiB.
+		var pieces mem.BufferSlice
+		for rest := sent.Materialize(); len(rest) > 0; rest = rest[min(len(rest), 16<<10):] {
+			pieces = append(pieces, mem.SliceBuffer(rest[:min(len(rest), 16<<10)]))
+		}
+		sent.Free()
+		if err := (Codec{}).Unmarshal(pieces, &frame); err != nil {
+			b.Fatal(err)
+		}
+		n := 0
+		if _, err := EachResponse(frame.Bytes(), func(_ uint64, one []byte) {
+			var a ScanAnswer
+			a.Decode(one, func(int, ScanRow) { n++ })
+		}); err != nil || n != 250 {
+			b.Fatal(n, err)
+		}
+	}
 }
