@@ -233,6 +233,11 @@ func (c *Cluster) compare(
 	if err != nil {
 		return err
 	}
+	if e := g.GetEpoch().GetSpan(); want.GetSpanEpoch() != e {
+		// What it has given to a child is in none of the routes.
+		return fmt.Errorf("range %d has span epoch %d, and its route %d",
+			g.GetRangeId(), want.GetSpanEpoch(), e)
+	}
 	for _, p := range g.GetReplicas() {
 		got := want
 		if p.GetStoreId() != leader {
