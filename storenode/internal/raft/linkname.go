@@ -2,9 +2,10 @@ package raft
 
 import (
 	"math"
+	"net"
 	"path/filepath"
 	"time"
-	_ "unsafe" // for go:linkname
+	"unsafe" // for go:linkname too
 
 	"github.com/lni/dragonboat/v4"
 	"github.com/lni/dragonboat/v4/config"
@@ -34,6 +35,12 @@ func newDefaultLogDB(
 func newTCPTransport(
 	cfg config.NodeHostConfig, handler raftio.MessageHandler, chunks raftio.ChunkHandler,
 ) raftio.ITransport
+
+// serveConn is how Dragonboat's transport, a *transport.TCP, reads a connection, until
+// it ends or something comes that is none of Dragonboat's messages.
+//
+//go:linkname serveConn github.com/lni/dragonboat/v4/internal/transport.(*TCP).serveConn
+func serveConn(t unsafe.Pointer, conn net.Conn)
 
 // sendMessage is how Dragonboat's replicas send. It never blocks.
 //

@@ -65,14 +65,14 @@ func (d *door) Create(
 	cfg config.NodeHostConfig, handler raftio.MessageHandler, chunks raftio.ChunkHandler,
 ) raftio.ITransport {
 	deploymentID := cfg.GetDeploymentID()
-	d.ITransport = newTCPTransport(cfg, func(batch pb.MessageBatch) {
+	d.ITransport = newReceiver(cfg, newTCPTransport(cfg, func(batch pb.MessageBatch) {
 		if batch.DeploymentId == deploymentID && batch.BinVer == raftio.TransportBinVersion {
 			batch.Requests = d.receive(batch.Requests)
 		}
 		if batch.Requests = d.admit(batch.Requests); len(batch.Requests) > 0 {
 			handler(batch)
 		}
-	}, chunks)
+	}, chunks))
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.mu.deploymentID, d.mu.cfg, d.mu.handler = cfg.GetDeploymentID(), cfg, handler
