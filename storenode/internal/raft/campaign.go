@@ -160,6 +160,14 @@ type death struct {
 	next    time.Time
 }
 
+// pause is how long until the next round. It doubles after every two turns of two
+// ranks, up to eight times: where elections take longer than a pause, on a machine
+// with too much to do, the next candidate would disturb each of them.
+func (d *death) pause() time.Duration {
+	p := deathRetry << min(d.round/(2*roundsPerRank), 3)
+	return p + rand.N(p/2)
+}
+
 func newDeaths() *deaths {
 	d := &deaths{bell: make(chan struct{}, 1), ranges: make(map[uint64]*death)}
 	d.mu.silent = make(map[uint64]struct{})
@@ -331,7 +339,7 @@ func (h *Host) stepDeaths(
 		if !now.Before(c.next) {
 			out = h.passTime(out, r, c, g, silent)
 			c.round++
-			c.next = now.Add(deathRetry + rand.N(deathRetry/2))
+			c.next = now.Add(c.pause())
 		}
 		if c.next.Before(next) {
 			next = c.next
