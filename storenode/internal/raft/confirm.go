@@ -71,13 +71,13 @@ package raft
 // release drops it, as it is addressed to a range that no store has; so stores are
 // asked only after they have answered, and an empty question finds out, once in a
 // while and only if somebody reads. A replica the log does not know denies: it
-// may have forgotten. Ids of replicas are never used again, and a store that was
-// emptied gets new ones.
+// may have forgotten. So does one that does not run: a log that was put back has
+// forgotten too, and preflight keeps its replicas from starting. Ids of replicas are
+// never used again, and a store that was emptied gets new ones.
 
 import (
 	"context"
 	"math/rand/v2"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -89,8 +89,12 @@ import (
 )
 
 const (
-	// confirmRounds is how many rounds of this store are under way at most.
+	// confirmRounds is how many rounds of this store are under way at most, of those
+	// begun within confirmYoung. Older ones wait for stores that are slow or dead, and
+	// ranges with other voters do not wait for these; maxRounds bounds them all.
 	confirmRounds = 2
+	confirmYoung  = 25 * time.Millisecond
+	maxRounds     = 64
 	// confirmPatience is how long a majority is waited for, and confirmApply how
 	// long until everything is applied, before Dragonboat is asked.
 	confirmPatience = 250 * time.Millisecond
@@ -115,7 +119,9 @@ type confirmer struct {
 	// infos are the members that Raft counts by, of all replicas here.
 	infos func() map[uint64]dragonboat.ShardInfo
 
-	bell chan struct{}
+	// bell wakes run, and anchorBell runAnchors.
+	bell, anchorBell chan struct{}
+
 	done finished
 	mu   struct {
 		sync.Mutex
@@ -128,9 +134,8 @@ type confirmer struct {
 		waiting, applying []*read
 		flying            []*round
 		peers             map[uint64]*peer
-		// anchors are in the making; they are looked at together, after anchored.
-		anchors  []*anchoring
-		anchored time.Time
+		// anchors are in the making; they are looked at together.
+		anchors []*anchoring
 	}
 }
 
@@ -187,7 +192,10 @@ type fallback struct {
 }
 
 func newConfirmer(storeID uint64, m *metrics) *confirmer {
-	c := &confirmer{storeID: storeID, metrics: m, bell: make(chan struct{}, 1)}
+	c := &confirmer{
+		storeID: storeID, metrics: m,
+		bell: make(chan struct{}, 1), anchorBell: make(chan struct{}, 1),
+	}
 	c.done.more = sync.NewCond(&c.done.mu)
 	c.mu.last = rand.Uint64()
 	c.mu.peers = make(map[uint64]*peer)
@@ -230,10 +238,21 @@ func (c *confirmer) add(x *read) (reason string) {
 		return "silent"
 	}
 	c.mu.waiting = append(c.mu.waiting, x)
-	if len(c.mu.flying) < confirmRounds {
+	if c.roomLocked(time.Now()) {
 		ring(c.bell)
 	}
 	return ""
+}
+
+// roomLocked reports whether another round may begin.
+func (c *confirmer) roomLocked(now time.Time) bool {
+	young := 0
+	for _, x := range c.mu.flying {
+		if now.Sub(x.begun) < confirmYoung {
+			young++
+		}
+	}
+	return young < confirmRounds && len(c.mu.flying) < maxRounds
 }
 
 func (c *confirmer) peerLocked(storeID uint64) *peer {
@@ -249,7 +268,7 @@ func (c *confirmer) peerLocked(storeID uint64) *peer {
 // while nobody reads.
 func (c *confirmer) run(ctx context.Context) error {
 	var wg sync.WaitGroup
-	for range 2 * runtime.GOMAXPROCS(0) {
+	for range finishers() {
 		wg.Go(c.done.work)
 	}
 	c.mu.Lock()
@@ -281,33 +300,17 @@ func (c *confirmer) turn(now time.Time) (next time.Duration) {
 	c.lookAppliedLocked(now, &out)
 	c.beginLocked(now, &out)
 	next = c.probeLocked(now, &out)
-	var anchors []*anchoring
-	if now.Sub(c.mu.anchored) >= anchorPause {
-		anchors, c.mu.anchors = c.mu.anchors, nil
-	}
-	switch {
-	case len(c.mu.anchors) > 0:
-		next = anchorPause
-	case len(c.mu.flying)+len(c.mu.applying) > 0:
-		next = confirmPatience / 4
-	}
-	if len(anchors) > 0 {
-		c.mu.anchored = now
+	if len(c.mu.flying)+len(c.mu.applying) > 0 {
+		next = confirmYoung
 	}
 	c.mu.Unlock()
 	c.act(&out)
-	if len(anchors) > 0 {
-		infos := c.infos()
-		for _, x := range anchors {
-			x.r.setAnchor(x, infos[x.r.rangeID])
-		}
-	}
 	return next
 }
 
 // beginLocked begins rounds of all that wait, while there is room.
 func (c *confirmer) beginLocked(now time.Time, out *outgoing) {
-	for len(c.mu.waiting) > 0 && len(c.mu.flying) < confirmRounds {
+	for len(c.mu.waiting) > 0 && c.roomLocked(now) {
 		n := min(len(c.mu.waiting), maxQuestions)
 		reads := c.mu.waiting[:n:n]
 		c.mu.waiting = c.mu.waiting[n:]
@@ -535,54 +538,4 @@ func (c *confirmer) close() {
 		x.done(ErrClosed)
 	}
 	c.done.close()
-}
-
-// finished are the reads that may go on, and the few goroutines that tell them. What
-// reads a connection must not: they answer clients.
-type finished struct {
-	mu     sync.Mutex
-	more   *sync.Cond
-	reads  []*read
-	closed bool
-}
-
-func (f *finished) add(reads []*read) {
-	if len(reads) == 0 {
-		return
-	}
-	f.mu.Lock()
-	f.reads = append(f.reads, reads...)
-	f.mu.Unlock()
-	f.more.Signal()
-}
-
-// work ends when f is closed and empty. A goroutine wakes the next one, so one that
-// waits for the disk holds up nobody.
-func (f *finished) work() {
-	for {
-		f.mu.Lock()
-		for len(f.reads) == 0 && !f.closed {
-			f.more.Wait()
-		}
-		if len(f.reads) == 0 {
-			f.mu.Unlock()
-			return
-		}
-		x := f.reads[0]
-		f.reads[0] = nil
-		f.reads = f.reads[1:]
-		others := len(f.reads) > 0
-		f.mu.Unlock()
-		if others {
-			f.more.Signal()
-		}
-		x.done(nil)
-	}
-}
-
-func (f *finished) close() {
-	f.mu.Lock()
-	f.closed = true
-	f.mu.Unlock()
-	f.more.Broadcast()
 }

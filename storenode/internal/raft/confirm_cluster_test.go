@@ -3,6 +3,7 @@ package raft
 import (
 	"errors"
 	"fmt"
+	"os"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -11,6 +12,8 @@ import (
 	sm "github.com/lni/dragonboat/v4/statemachine"
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
+
+	logpb "github.com/ridgekv/ridge/proto/ridge/log/v1"
 )
 
 // confirmed counts the reads that rounds of this store have confirmed.
@@ -249,4 +252,51 @@ func TestOlderReleases(t *testing.T) {
 		c.stores[id].start(t)
 	}
 	c.leader(t, 1).awaitRounds(t, 1)
+}
+
+// TestPutBackLogConfirmsNothing: a store whose log was put back has forgotten what it
+// promised. Its replica does not start, and nothing is answered for it either.
+func TestPutBackLogConfirmsNothing(t *testing.T) {
+	c := startTestCluster(t, 3, nil)
+	c.grow(t, 1, 2, 2)
+	c.grow(t, 1, 3, 3)
+	leader, back := c.stores[1], c.stores[2]
+	leader.acquire(t, 1)
+	leader.put(t, 1, "a", "old")
+	ask := appendQuestion(nil, question{rangeID: 1, replicaID: 2, term: leader.host.Leader(1).Term})
+	grants := func() bool {
+		bits, ok := back.host.confirms.answer(ask)
+		return ok && granted(bits, 0)
+	}
+	eventually(t, "a promise", func() error {
+		if !grants() {
+			return errors.New("denied")
+		}
+		return nil
+	})
+	back.stop(t)
+	kept := t.TempDir() + "/log"
+	must(t, os.CopyFS(kept, os.DirFS(back.dir+"/log")))
+	back.start(t)
+	leader.put(t, 1, "a", "new")
+	eventually(t, "it is applied", func() error {
+		if v, _ := back.get(t, 1, "a"); v != "new" {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	back.stop(t)
+	must(t, os.RemoveAll(back.dir+"/log"))
+	must(t, os.CopyFS(back.dir+"/log", os.DirFS(kept)))
+	back.start(t)
+	eventually(t, "the replica is kept from starting", func() error {
+		r, ok := back.catalog.Replica(1)
+		if !ok || r.State().Status() != logpb.ReplicaState_REPLICA_STATE_POISONED {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	if grants() {
+		t.Error("it confirms by a promise that it has forgotten")
+	}
 }

@@ -333,8 +333,61 @@ func TestAnchors(t *testing.T) {
 		t.Error("a follower took part")
 	}
 	alone := newScript(t, 1)
-	if alone.read() {
+	if alone.read() || alone.r.beginAnchor() != nil {
 		t.Error("a single voter took part")
+	}
+}
+
+// TestAnchorsRestOnWhatWasBefore: an anchor vouches for what was told before its
+// ReadIndex began, and for nothing if that failed. Whoever makes it may wait for the
+// disk, so rounds do not wait for that.
+func TestAnchorsRestOnWhatWasBefore(t *testing.T) {
+	s := newScript(t, 3)
+	const term = scriptTerm + 1
+	s.r.leader.Store(&Leader{ReplicaID: 1, Term: term, Known: true, Self: true})
+	for id := range s.promised {
+		s.promised[id] = term
+	}
+	tell := func(commit uint64, entries ...pb.Entry) {
+		s.r.told.note(&pb.Message{Type: pb.Replicate, Term: term, Commit: commit, Entries: entries})
+	}
+	tell(11, pb.Entry{Index: 11})
+	s.r.applied.Store(11)
+	c := s.stores[1]
+	c.infos = func() map[uint64]dragonboat.ShardInfo {
+		return map[uint64]dragonboat.ShardInfo{7: {ReplicaID: 1, ConfigChangeIndex: 3}}
+	}
+	c.endAnchor(s.r.beginAnchor(), false)
+	c.makeAnchors()
+	if s.read() {
+		t.Error("a ReadIndex that failed has made an anchor")
+	}
+	c.endAnchor(s.r.beginAnchor(), true)
+	tell(12)
+	s.turn(time.Hour)
+	if s.read() {
+		t.Error("a round has made the anchor")
+	}
+	c.makeAnchors()
+	if !s.read() {
+		t.Fatal("no anchor")
+	}
+	s.turn(0)
+	s.settle()
+	s.want("told 12 while the anchor was made, applied 11", 0, 0)
+	(&Host{confirms: c}).reached(s.r, 12)
+	s.turn(0)
+	s.want("applied", 1, 0)
+}
+
+// TestConfirmedAtTheEnd: a read that is confirmed while the loop ends is answered.
+func TestConfirmedAtTheEnd(t *testing.T) {
+	c := newConfirmer(1, newMetrics(nil, nil))
+	c.close()
+	var got error
+	c.done.add([]*read{{done: func(err error) { got = err }}})
+	if got != ErrClosed {
+		t.Errorf("it ended with %v", got)
 	}
 }
 
@@ -391,6 +444,10 @@ func TestOneRoundForAll(t *testing.T) {
 	s.turn(0)
 	if len(s.wire) != 2*confirmRounds {
 		t.Error("another round began while there was no room")
+	}
+	s.turn(confirmYoung)
+	if len(s.wire) != 2*confirmRounds+2 {
+		t.Error("no round began although those under way are old")
 	}
 	s.settle()
 	s.want("all", 2*confirmRounds+5, 0)

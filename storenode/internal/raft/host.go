@@ -172,6 +172,7 @@ func (h *Host) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	for _, loop := range []func(context.Context) error{
 		h.listen, h.reconcile, h.cutLogs, h.campaign, h.refreshMembers, h.confirms.run,
+		h.confirms.runAnchors,
 	} {
 		wg.Go(func() {
 			if err := loop(ctx); err != nil && ctx.Err() == nil {

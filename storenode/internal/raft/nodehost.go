@@ -9,6 +9,7 @@ import (
 	"github.com/lni/dragonboat/v4"
 	"github.com/lni/dragonboat/v4/config"
 	"github.com/lni/dragonboat/v4/logger"
+	"github.com/lni/dragonboat/v4/raftio"
 
 	"github.com/ridgekv/ridge/storenode/internal/raft/logstore"
 )
@@ -39,10 +40,24 @@ func (h *Host) openNodeHost() error {
 	}
 	h.nh, h.logDB, h.opened = nh, captured.db, time.Now()
 	if s, ok := captured.db.(*logstore.Store); ok {
-		promised := s.Terms
+		promised := func(of []raftio.NodeInfo) []uint64 { return h.promised(s, of) }
 		h.confirms.promised.Store(&promised)
 	}
 	return nil
+}
+
+// promised is what the replicas that run here have promised, 0 for all others. The
+// log knows more of them, but a log that was put back knows what it knew then:
+// preflight keeps those from starting.
+func (h *Host) promised(s *logstore.Store, of []raftio.NodeInfo) []uint64 {
+	terms := s.Terms(of)
+	for i, o := range of {
+		r, ok := h.replica(o.ShardID)
+		if !ok || r.replicaID != o.ReplicaID || !r.started.Load() {
+			terms[i] = 0
+		}
+	}
+	return terms
 }
 
 // newNodeHost turns panics of the start, such as a directory that cannot be

@@ -1,7 +1,9 @@
 package raft
 
 import (
+	"context"
 	"sync/atomic"
+	"time"
 
 	"github.com/lni/dragonboat/v4"
 	pb "github.com/lni/dragonboat/v4/raftpb"
@@ -111,6 +113,9 @@ func (r *replica) beginAnchor() *anchoring {
 	if !l.Self || l.Term == 0 {
 		return nil
 	}
+	if m := r.members.Load(); m != nil && m.voters() < 2 {
+		return nil
+	}
 	if _, reason := r.anchored(); reason == "" || !r.anchoring.CompareAndSwap(false, true) {
 		return nil
 	}
@@ -126,7 +131,49 @@ func (c *confirmer) endAnchor(x *anchoring, confirmed bool) {
 	c.mu.Lock()
 	c.mu.anchors = append(c.mu.anchors, x)
 	c.mu.Unlock()
-	ring(c.bell)
+	ring(c.anchorBell)
+}
+
+// runAnchors makes anchors. It is a loop of its own, as NodeHost tells the members
+// behind a lock that it holds while it waits for the disk.
+func (c *confirmer) runAnchors(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-c.anchorBell:
+			c.makeAnchors()
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(anchorPause):
+		}
+	}
+}
+
+func (c *confirmer) makeAnchors() {
+	c.mu.Lock()
+	anchors := c.mu.anchors
+	c.mu.anchors = nil
+	c.mu.Unlock()
+	if len(anchors) == 0 {
+		return
+	}
+	infos := c.infos()
+	for _, x := range anchors {
+		x.r.setAnchor(x, infos[x.r.rangeID])
+	}
+}
+
+// voters counts those who vote.
+func (m *members) voters() (n int) {
+	for _, v := range m.replicas {
+		if v.GetRole() == metapb.Role_ROLE_VOTER {
+			n++
+		}
+	}
+	return n
 }
 
 // setAnchor makes the anchor if the members that are known are those Raft counts by,
