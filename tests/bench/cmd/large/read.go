@@ -90,13 +90,14 @@ func (r *run) rate(
 	return float64(did) / took.Seconds(), errors.Join(append(faults, ctx.Err())...)
 }
 
-// openRaw opens what a store with the default budget has written, with its caches.
+// openRaw opens what a store with the default budget has written, with its caches. It
+// is read as the store left it: compactors would take the processors meanwhile.
 func openRaw(dir string) (*badger.DB, error) {
 	budget := storenode.Options{MemoryBytes: memoryBytes}.Budget()
 	return badger.OpenManaged(badger.DefaultOptions(dir).
 		WithLogger(nil).WithMetricsEnabled(false).WithDetectConflicts(false).
 		WithNumVersionsToKeep(1).WithMemTableSize(64 << 20).WithBaseTableSize(8 << 20).
-		WithBaseLevelSize(256 << 20).WithNumCompactors(2).WithCompactL0OnClose(false).
+		WithBaseLevelSize(256 << 20).WithNumCompactors(0).WithCompactL0OnClose(false).
 		WithValueThreshold(1 << 20).WithValueLogFileSize(16 << 20).
 		WithCompression(options.Snappy).WithBlockCacheSize(budget.BlockCache))
 }
