@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"math"
 	"runtime"
 	"strings"
 	"sync"
@@ -118,8 +119,8 @@ func (p *compactionPacer) grantLocked(now time.Time) {
 		p.mu.granted = p.mu.done
 		return
 	}
-	share := p.processors * float64(int(1)<<max(0, l0-p.calm))
-	p.mu.granted += time.Duration(share * float64(since))
+	share := p.processors * math.Exp2(float64(max(0, l0-p.calm)))
+	p.mu.granted += time.Duration(min(share*float64(since), float64(p.mu.done-p.mu.granted)))
 }
 
 // stop ends all pauses for good.

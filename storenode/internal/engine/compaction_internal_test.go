@@ -58,6 +58,22 @@ func TestCompactionsTakeTheirShare(t *testing.T) {
 	}
 }
 
+// With a stall far off the share grows beyond all bounds, and does not come round to
+// nothing.
+func TestCompactionsFarBehind(t *testing.T) {
+	for _, behind := range []int64{62, 63, 64, 70, 2000} {
+		synctest.Test(t, func(t *testing.T) {
+			var l0 atomic.Int64
+			l0.Store(7 + behind)
+			p := testPacer(&l0)
+			p.hurry = 10_000
+			if took := pacedParts(p, 50); took > time.Second {
+				t.Errorf("%d tables behind, 2 s of work took %s", behind, took)
+			}
+		})
+	}
+}
+
 // What was not used is not saved up: after hours of rest the share is the same.
 func TestCompactionsSaveNothingUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -73,25 +89,24 @@ func TestCompactionsSaveNothingUp(t *testing.T) {
 // A pause ends soon after level 0 has come near the stall, and when the engine is
 // closed.
 func TestCompactionPausesEnd(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var l0 atomic.Int64
-		p := testPacer(&l0)
-		for name, end := range map[string]func(){
-			"level 0 is behind": func() { l0.Store(12) },
-			"the engine closes": p.stop,
-		} {
-			l0.Store(0)
+	for name, end := range map[string]func(*compactionPacer, *atomic.Int64){
+		"level 0 is behind": func(_ *compactionPacer, l0 *atomic.Int64) { l0.Store(12) },
+		"the engine closes": func(p *compactionPacer, _ *atomic.Int64) { p.stop() },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var l0 atomic.Int64
+			p := testPacer(&l0)
 			go func() {
 				time.Sleep(time.Second)
-				end()
+				end(p, &l0)
 			}()
 			began := time.Now()
 			p.hear(compactionLine, []any{time.Hour})
 			if took := time.Since(began); took < time.Second || took > time.Second+compactionLook {
 				t.Errorf("%s after 1 s, and the pause took %s", name, took)
 			}
-		}
-	})
+		})
+	}
 }
 
 // Other lines, and ones that look like it, pause nobody.
